@@ -1,0 +1,152 @@
+"""LoRA and DoRA adapters by PEFT: attaching them, and the proof that every one of them has learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, LoraRuntimeConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from service.errors import Fault, SpecError, VerificationError
+from service.spec.targets import AdaptedModule, adapted_modules, part_of
+from service.spec.training import TrainingConfig
+from service.spec.whisper_dims import WhisperDims
+from service.spec.whisper_modules import modules
+
+ADAPTER_NAME = "default"
+
+
+def plan_adapter(training: TrainingConfig, dims: WhisperDims) -> list[AdaptedModule]:
+    """Which modules get an adapter, with rank and alpha: the same answer that `validate` and the dry run give."""
+    return adapted_modules(training, modules(dims))
+
+
+def lora_config(training: TrainingConfig, adapted: list[AdaptedModule]) -> LoraConfig:
+    """PEFT's configuration for these modules.
+
+    Names, ranks and alphas are written out in full. PEFT would match patterns itself, but accepts a key that matches
+    nothing, and the saved adapter_config.json then says exactly what was trained.
+    """
+    runtime = training.lora_runtime_config
+    offload = runtime.ephemeral_gpu_offload if runtime else training.dora_ephemeral_offload
+    return LoraConfig(
+        r=training.lora_r,
+        lora_alpha=training.lora_alpha,
+        lora_dropout=training.lora_dropout,
+        target_modules=[module.name for module in adapted],
+        modules_to_save=training.modules_to_save,
+        # whisper.cpp and openai-whisper have one matrix for embedding and output head.
+        ensure_weight_tying=bool(training.modules_to_save),
+        use_dora=training.use_dora,
+        init_lora_weights=training.lora_init,
+        rank_pattern={m.name: m.rank for m in adapted if m.rank != training.lora_r},
+        alpha_pattern={m.name: m.alpha for m in adapted if m.alpha != training.lora_alpha},
+        # Without a GPU PEFT dies on an assertion here; there it would have no effect anyway.
+        runtime_config=LoraRuntimeConfig(ephemeral_gpu_offload=offload and torch.cuda.is_available()),
+    )
+
+
+def attach(model: Any, training: TrainingConfig) -> tuple[Any, list[AdaptedModule]]:
+    """Wrap a Whisper model with fresh adapters; everything else is frozen.
+
+    Returns:
+        the PeftModel, and what was adapted.
+
+    Raises:
+        SpecError: PEFT adapted other modules than the plan says.
+    """
+    adapted = plan_adapter(training, WhisperDims.from_config(model.config.to_dict()))
+    wrapped = get_peft_model(model, lora_config(training, adapted))
+    found = {name.removeprefix("base_model.model.") for name, _ in lora_layers(wrapped)}
+    expected = {module.name for module in adapted}
+    if found != expected:
+        differing = ", ".join(sorted(found ^ expected)[:5])
+        raise SpecError([Fault("training.lora_target_modules", f"PEFT and the plan disagree on {differing}")])
+    return wrapped, adapted
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """Put a saved adapter on its untouched base, for inference.
+
+    Raises:
+        SpecError: the folder holds no PEFT adapter, or one for another model.
+    """
+    try:
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).strip().split("\n", 1)[0][:200]
+        raise SpecError([Fault(str(folder), f"is no adapter for this base model ({reason})")]) from error
+
+
+def lora_layers(model: Any) -> list[tuple[str, Any]]:
+    """The adapted layers of a PeftModel as (full name, layer)."""
+    return [(name, module) for name, module in model.named_modules() if ADAPTER_NAME in getattr(module, "lora_A", {})]
+
+
+def trainable_parameters(model: Any) -> list[tuple[str, nn.Parameter]]:
+    """What the optimizer updates, in a fixed order."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Copies of one layer's factors: A (r, in), B (out, r), and the scale before B @ A."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+    scale: float
+
+
+def snapshot(model: Any) -> dict[str, LowRank]:
+    """Copies of all factors, to compare with later."""
+    return {name: _factors(layer) for name, layer in lora_layers(model)}
+
+
+def _factors(layer: Any) -> LowRank:
+    a = layer.lora_A[ADAPTER_NAME].weight.detach().float().cpu().clone().flatten(1)
+    b = layer.lora_B[ADAPTER_NAME].weight.detach().float().cpu().clone().flatten(1)
+    return LowRank(a, b, float(layer.scaling[ADAPTER_NAME]))
+
+
+def coverage(model: Any, before: dict[str, LowRank]) -> dict[str, Any]:
+    """Which modules were adapted, part by part, and how many did not move.
+
+    A module has moved when s * B @ A differs from where it began: with orthogonal, B is not zero to begin with.
+
+    Args:
+        model: the trained PeftModel.
+        before: its `snapshot` before the first step.
+
+    Returns:
+        {"modules", "zero_updates", "unchanged": [names], "coverage": {part: {"adapted", "changed"}}}.
+    """
+    parts: dict[str, dict[str, int]] = {}
+    unchanged = []
+    layers = lora_layers(model)
+    for name, layer in layers:
+        now, then = _factors(layer), before[name]
+        moved = not torch.equal(now.scale * (now.b_OR @ now.a_RI), then.scale * (then.b_OR @ then.a_RI))
+        short = name.removeprefix("base_model.model.")
+        count = parts.setdefault(part_of(short), {"adapted": 0, "changed": 0})
+        count["adapted"] += 1
+        count["changed"] += moved
+        if not moved:
+            unchanged.append(short)
+    return {"modules": len(layers), "zero_updates": len(unchanged), "unchanged": unchanged, "coverage": parts}
+
+
+def require_coverage(result: dict[str, Any]) -> None:
+    """Refuse a run in which an adapter has not learned.
+
+    Raises:
+        VerificationError: a module's update is what it was before the training.
+    """
+    if result["zero_updates"]:
+        shown = ", ".join(result["unchanged"][:5])
+        raise VerificationError(
+            f"{result['zero_updates']} of {result['modules']} adapted modules did not change in training: {shown}. "
+            "Raise training.lr, train longer, or take them out of training.lora_target_modules"
+        )

@@ -1,0 +1,85 @@
+"""Audio files to mono 16 kHz samples, whatever their rate and channel count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import IO, Any
+
+import fsspec
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from service.errors import Fault, ManifestError
+
+SAMPLE_RATE_HZ = 16_000
+"""What every Whisper checkpoint hears."""
+
+MAX_DURATION_S = 30.0
+"""One Whisper window. Anything beyond it would be cut off silently by the feature extractor."""
+
+NOT_READ = (".m4a", ".mp4", ".webm", ".wma", ".aac", ".mkv", ".mov")
+"""Containers that libsndfile does not open."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What an audio file's header says."""
+
+    duration_s: float
+    sample_rate_hz: int
+    channels: int
+    frames: int
+
+
+def _open(path: str) -> str | IO[Any]:
+    # libsndfile reads local files itself; a URI comes through fsspec.
+    return fsspec.open(path, "rb").open() if "://" in path else path
+
+
+def _fault(path: str, error: Exception) -> ManifestError:
+    if path.lower().endswith(NOT_READ):
+        stem = path.rsplit(".", 1)[0]
+        return ManifestError(
+            [Fault(path, f"this container cannot be read; convert it: ffmpeg -i {path} -ar 16000 -ac 1 {stem}.flac")]
+        )
+    reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as audio ({error})"
+    return ManifestError([Fault(path, reason)])
+
+
+def probe(path: str) -> AudioInfo:
+    """Read a file's header.
+
+    Raises:
+        ManifestError: there is no such file, or it is not audio that libsndfile reads.
+    """
+    try:
+        if "://" not in path:
+            with open(path, "rb"):  # libsndfile says "System error" for a missing file
+                pass
+        with soundfile.SoundFile(_open(path)) as file:
+            if file.samplerate <= 0:
+                raise soundfile.SoundFileError(f"a sample rate of {file.samplerate} Hz")
+            return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.frames)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise _fault(path, error) from error
+
+
+def read_audio(path: str) -> NDArray[np.float32]:
+    """Decode a file, mix it down and resample it.
+
+    Returns:
+        float32 samples (S,) at 16 kHz, full scale 1.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    try:
+        samples_SC, rate_hz = soundfile.read(_open(path), dtype="float32", always_2d=True)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise _fault(path, error) from error
+    mono_S = samples_SC.mean(axis=1, dtype=np.float32)
+    if rate_hz != SAMPLE_RATE_HZ:
+        mono_S = soxr.resample(mono_S, rate_hz, SAMPLE_RATE_HZ)
+    return np.ascontiguousarray(mono_S, dtype=np.float32)

@@ -1,0 +1,134 @@
+"""Batches for training: a fixed order per seed and epoch, decoded ahead of the model by threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.audio import SAMPLE_RATE_HZ, read_audio
+from jobs.tokens import Prompter, pad
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass. B clips, M mel bins, F = 3000 frames of 10 ms, T tokens."""
+
+    features_BMF: Tensor
+    inputs_BT: Tensor
+    labels_BT: Tensor
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which rows go where: a pure function of seed, epoch and step, so that any worker count sees the same steps.
+
+    Args:
+        rows: rows of the training set.
+        per_dev_batch: clips in one forward pass.
+        grad_accum: forward passes of a worker in one optimizer step.
+        workers: number of workers.
+        seed: seed of the order.
+    """
+
+    rows: int
+    per_dev_batch: int
+    grad_accum: int
+    workers: int
+    seed: int
+
+    @property
+    def effective_batch(self) -> int:
+        """Clips in one optimizer step."""
+        return self.per_dev_batch * self.grad_accum * self.workers
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; the last one may hold fewer clips."""
+        return -(-self.rows // self.effective_batch)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The rows in the order of that epoch (0, 1, ...)."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+
+    def passes(self, step: int, rank: int) -> list[list[int]]:
+        """The rows of one worker in one optimizer step (0, 1, ...), a list per forward pass; lists may be empty."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        chunk = self.order(epoch)[index * self.effective_batch : (index + 1) * self.effective_batch]
+        size = self.per_dev_batch
+        starts = [(turn * self.workers + rank) * size for turn in range(self.grad_accum)]
+        return [chunk[start : start + size].tolist() for start in starts]
+
+
+def log_mel(feature_extractor: Any, clips: list[NDArray[np.float32]]) -> Tensor:
+    """Log-mel features of B clips, each padded with silence to 30 s: float32 (B, M, 3000)."""
+    features: Tensor = feature_extractor(clips, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features
+    return features
+
+
+class Loader:
+    """Turns rows into batches.
+
+    Args:
+        dataset: rows with `path`, `text` and `language` (a datasets.Dataset, memory-mapped).
+        feature_extractor: a WhisperFeatureExtractor.
+        prompter: builds the decoder's tokens.
+        threads: threads that decode and compute features.
+        prefetch: batches that are made ahead.
+    """
+
+    def __init__(
+        self, dataset: Any, feature_extractor: Any, prompter: Prompter, *, threads: int, prefetch: int
+    ) -> None:
+        self._dataset = dataset
+        self._extractor = feature_extractor
+        self._prompter = prompter
+        self._threads = threads
+        self._prefetch = prefetch
+
+    def make(self, rows: list[int]) -> Batch:
+        """Read and featurise these rows."""
+        records = [self._dataset[row] for row in rows]
+        features = log_mel(self._extractor, [read_audio(record["path"]) for record in records])
+        tokens = [self._prompter.encode(record["text"], record["language"]) for record in records]
+        inputs, labels = pad(tokens, fill=tokens[0].labels[-1])
+        return Batch(features, inputs, labels, rows)
+
+    def steps(self, schedule: Schedule, rank: int, first: int, end: int) -> Iterator[list[Batch]]:
+        """The batches of optimizer steps first..end-1 for one worker; empty forward passes are left out."""
+        ahead: deque[list[Future[Batch]]] = deque()
+        upcoming = iter(range(first, end))
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="audio") as pool:
+            try:
+                while True:
+                    while sum(map(len, ahead)) < self._prefetch and (step := next(upcoming, None)) is not None:
+                        ahead.append([pool.submit(self.make, rows) for rows in schedule.passes(step, rank) if rows])
+                    if not ahead:
+                        return
+                    yield [future.result() for future in ahead.popleft()]
+            finally:
+                for futures in ahead:
+                    for future in futures:
+                        future.cancel()
+
+
+def label_tokens(batches: list[Batch]) -> int:
+    """How many tokens the loss of these batches is over."""
+    return int(sum((batch.labels_BT >= 0).sum() for batch in batches)) if batches else 0
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    import random
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,218 @@
+"""Ray, at the edge: joining a cluster or starting one, checking what it holds, running tasks, passing events on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+
+from service.errors import InfeasibleError, JobFailedError, WhisperJobsError
+from service.spec.job import JobSpec
+
+Emit = Callable[[dict[str, Any]], None]
+
+LOCAL_ENVIRONMENT = {
+    # Ray's own default depends on whether a token lies about; a local Ray listens on this machine alone.
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each training worker asks for."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    def per_worker(self) -> dict[str, float]:
+        """For Ray."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[bool]:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start a local Ray until this ends.
+
+    Yields:
+        whether Ray is a local one of our own.
+    """
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    local = address == "local"
+    if local:
+        for name, value in LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"include_dashboard": False} if local else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ConnectionError as error:
+        raise InfeasibleError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from error
+    try:
+        yield local
+    finally:
+        ray.shutdown()
+
+
+def resources_for(spec: JobSpec) -> Resources:
+    """What the job's workers ask for; with no word on GPUs, one each where the cluster has any."""
+    asked = spec.resources
+    gpus = asked.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    return Resources(asked.workers, asked.cpus_per_worker, gpus)
+
+
+def require_resources(spec: JobSpec, *, local: bool) -> Resources:
+    """Wait until the cluster can hold the job.
+
+    Raises:
+        InfeasibleError: it cannot, within `resources.wait_s` (at once on a local Ray, which never grows).
+    """
+    deadline = time.monotonic() + (0 if local else spec.resources.wait_s)
+    while True:
+        needed = resources_for(spec)
+        missing = _missing(needed)
+        if not missing:
+            return needed
+        if time.monotonic() >= deadline:
+            where = "this machine" if local else "the cluster"
+            raise InfeasibleError(
+                f"resources: {needed.workers} workers ask for {missing}; {where} has no more. "
+                "Lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
+            )
+        time.sleep(min(5.0, max(_POLL_S, deadline - time.monotonic())))
+
+
+def _missing(needed: Resources) -> str:
+    """What no placement on the present nodes can give, in words; empty where all fits."""
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    fitting = 0
+    for node in nodes:
+        room = [node.get(name, 0.0) / amount for name, amount in needed.per_worker().items() if amount]
+        fitting += int(min(room)) if room else needed.workers
+    if fitting >= needed.workers:
+        return ""
+    parts = []
+    for name, amount in needed.per_worker().items():
+        total = sum(node.get(name, 0.0) for node in nodes)
+        parts.append(f"{amount * needed.workers:g} {name}s (there are {total:g})")
+    return " and ".join(parts)
+
+
+class EventLog:
+    """Gathers the events of all processes of a job, as a Ray actor; the driver takes them from here."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._result: Any = None
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Keep an event until it is taken."""
+        self._events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        """All events since the last call."""
+        taken, self._events = self._events, []
+        return taken
+
+    def put_result(self, result: Any) -> None:
+        """Keep what a group of workers has produced."""
+        self._result = result
+
+    def result(self) -> Any:
+        """What `put_result` was given last."""
+        return self._result
+
+
+class Events:
+    """The job's events in the driver: each is stamped and handed to a function, in order.
+
+    Args:
+        show: takes an event.
+    """
+
+    def __init__(self, show: Emit) -> None:
+        self._show = show
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self.log: Any = ray.remote(num_cpus=0)(EventLog).remote()
+        self._thread = threading.Thread(target=self._follow, daemon=True, name="events")
+        self._thread.start()
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Hand on an event of the driver itself, after all that came before it."""
+        self.flush()
+        self._hand_on(event)
+
+    def flush(self) -> None:
+        """Hand on what the workers have said so far."""
+        with self._lock:
+            taken = ray.get(self.log.take.remote())
+        for event in taken:
+            self._hand_on(event)
+
+    def close(self) -> None:
+        """Hand on the rest and stop."""
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(ray.exceptions.RayError):
+            self.flush()
+
+    def _hand_on(self, event: dict[str, Any]) -> None:
+        self._show({"time": datetime.now(UTC).isoformat(timespec="milliseconds")} | event)
+
+    def _follow(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            with contextlib.suppress(ray.exceptions.RayError):
+                self.flush()
+
+
+def run_task(function: Callable[..., Any], *arguments: Any, gpus: float = 0) -> Any:
+    """Run a function as a Ray task and return what it returns.
+
+    Raises:
+        WhisperJobsError: as the function raised it.
+        JobFailedError: it died otherwise.
+    """
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function)
+    return await_tasks([task.remote(*arguments)])[0]
+
+
+def await_tasks(tasks: list[Any]) -> list[Any]:
+    """The results of Ray tasks.
+
+    Raises:
+        WhisperJobsError: as one of them raised it.
+        JobFailedError: one died otherwise.
+    """
+    try:
+        return list(ray.get(tasks))
+    except ray.exceptions.RayTaskError as error:
+        raise unwrap(error.cause if isinstance(error.cause, BaseException) else error) from error
+    except ray.exceptions.RayError as error:
+        raise JobFailedError(f"a task was lost ({_first_line(error)})") from error
+
+
+def unwrap(error: BaseException) -> WhisperJobsError:
+    """The error that the user should see: ours as it is, any other as a failed job with its type and message."""
+    if isinstance(error, WhisperJobsError):
+        return error
+    return JobFailedError(f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().split("\n") if line.strip()]
+    return lines[0][:300] if lines else "no message"

@@ -1,0 +1,73 @@
+"""Scoring a model on a split: every worker transcribes its share, all of them know the result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from jobs import distributed
+from jobs.score import Scorer, Utterance, summarise
+from jobs.transcribe import shard, transcribe
+from service.errors import JobFailedError
+from service.spec.sections import EvaluationConfig
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    settings: EvaluationConfig,
+    *,
+    multilingual: bool,
+    rank: int = 0,
+    workers: int = 1,
+    threads: int = 2,
+    bootstrap: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[Utterance], dict[str, Any]]:
+    """Transcribe and score a split with all workers.
+
+    Args:
+        model: a Whisper model or a PeftModel around one.
+        processor: its WhisperProcessor.
+        dataset: rows with path, text, language and duration_s.
+        settings: batch size, beams, longest transcript, bootstrap.
+        multilingual: whether the checkpoint has language tokens.
+        rank: this worker's number.
+        workers: number of workers; each of them makes this call.
+        threads: threads that read audio.
+        bootstrap: resamples, where other than the settings say.
+        progress: called with this worker's (rows done, rows).
+
+    Returns:
+        every row's utterance in the order of the split, and the summary of `jobs.score.summarise`.
+    """
+    rows = shard(dataset, rank, workers)
+    heard = transcribe(
+        model,
+        processor,
+        dataset,
+        rows,
+        settings,
+        multilingual=multilingual,
+        threads=threads,
+        progress=lambda done: progress(done, len(rows)),
+    )
+    everything = sorted(distributed.gather([(item.row, item.text) for item in heard]))
+    if [row for row, _ in everything] != list(range(len(dataset))):
+        raise JobFailedError(f"evaluation: {len(everything)} transcripts of {len(dataset)} rows came back")
+    scorer = Scorer(getattr(processor.tokenizer, "english_spelling_normalizer", None))
+    utterances = [scorer.score(dataset[row], text) for row, text in everything]
+    resamples = settings.bootstrap if bootstrap is None else bootstrap
+    return utterances, summarise(utterances, bootstrap=resamples)
+
+
+def to_lines(utterances: list[Utterance]) -> str:
+    """Utterances as JSON lines."""
+    return "".join(json.dumps(utterance.as_dict(), ensure_ascii=False) + "\n" for utterance in utterances)
+
+
+def from_lines(text: str) -> list[Utterance]:
+    """Inverse of `to_lines`."""
+    return [Utterance.from_dict(json.loads(line)) for line in text.splitlines()]

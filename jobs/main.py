@@ -1,0 +1,131 @@
+"""What runs on the cluster: `python -m jobs.main --config SPEC [flags]` or `python -m jobs.main manifest build ...`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from service.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, InputError, WhisperJobsError
+from service.spec import flags
+from service.spec.load import load_spec
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says; returns the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    manifest = words[:2] == ["manifest", "build"]
+    options = _manifest_parser().parse_args(words[2:]) if manifest else _job_parser().parse_args(words)
+    try:
+        return _build_manifest(options) if manifest else _run(options)
+    except WhisperJobsError as error:
+        if options.debug:
+            raise
+        _print_error(error, options.output)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if options.debug:
+            raise
+        print(
+            f"error: {type(error).__name__}: {error}\nThis is a fault of whisper-jobs; --debug shows where.",
+            file=sys.stderr,
+        )
+        return EXIT_INTERNAL
+
+
+def _run(options: argparse.Namespace) -> int:
+    loaded = load_spec(Path(options.config) if options.config else None, flags.overrides_from(options))
+    for warning in loaded.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    from jobs.pipeline import run_job
+    from jobs.progress import Reporter
+    from service.storage import Storage
+
+    metrics = run_job(loaded.spec, overwrite=options.overwrite, reporter=Reporter())
+    if options.output == "json":
+        print(json.dumps(metrics | {"root": loaded.spec.root}, indent=2, ensure_ascii=False))
+    else:
+        from jobs.summary import print_summary
+
+        print_summary(Storage(loaded.spec.root), metrics)
+    return EXIT_DONE
+
+
+def _build_manifest(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from jobs.manifest.build import build
+    from jobs.progress import Reporter
+
+    reporter = Reporter()
+    try:
+        report = build(
+            Path(options.audio_dir),
+            Path(options.out),
+            pattern=options.pattern,
+            val_ratio=options.val_ratio,
+            seed=options.seed,
+            language=options.language,
+            progress=reporter.files,
+        )
+    finally:
+        reporter.close()
+    if options.output == "json":
+        print(json.dumps(asdict(report), indent=2))
+        return EXIT_DONE
+    print(f"{report.folder}/train.csv  {report.train} clips, {report.train_hours:.2f} h")
+    print(f"{report.folder}/val.csv  {report.val} clips, {report.val_hours:.2f} h")
+    print(
+        f"{report.folder}/rejects.csv  {report.rejected} files left out" if report.rejected else "no file was left out"
+    )
+    return EXIT_DONE
+
+
+def _job_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.main", description="Run a job spec on this Ray cluster.")
+    flags.add_to(parser)
+    parser.add_argument("--overwrite", action="store_true", help="Delete what an earlier run left under the same root.")
+    _add_common(parser)
+    return parser
+
+
+def _manifest_parser() -> argparse.ArgumentParser:
+    from jobs.manifest.build import DEFAULT_PATTERN
+
+    parser = argparse.ArgumentParser(prog="whisper-jobs manifest build", description="Make manifests from file names.")
+    parser.add_argument("audio_dir")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--pattern", default=DEFAULT_PATTERN)
+    parser.add_argument("--val-ratio", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--language", default="en")
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="Form of the result on stdout."
+    )
+    parser.add_argument("--debug", action="store_true", help="Show tracebacks.")
+
+
+def _print_error(error: WhisperJobsError, output: str) -> None:
+    faults = error.faults if isinstance(error, InputError) else []
+    if output == "json":
+        content: dict[str, Any] = {"error": str(error), "exit_code": error.exit_code}
+        content["faults"] = [fault.as_dict() for fault in faults]
+        print(json.dumps(content, ensure_ascii=False), file=sys.stderr)
+    elif len(faults) > 1:
+        print(f"error: {len(faults)} faults", *(f"  {fault}" for fault in faults), sep="\n", file=sys.stderr)
+    else:
+        print(f"error: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Loading a Whisper checkpoint, and knowing exactly which one it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from jobs.tokens import Prompter
+from service.artifacts import BaseModelRecord
+from service.errors import Fault, SpecError
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass
+class Whisper:
+    """A checkpoint in memory: the model in float32, its processor, and the precision that it was stored in."""
+
+    name: str
+    model: Any
+    processor: Any
+    stored_dtype: torch.dtype
+
+    @property
+    def multilingual(self) -> bool:
+        """Whether it has language and task tokens."""
+        return is_multilingual(self.model.generation_config, self.model.config)
+
+    def prompter(self) -> Prompter:
+        """What builds decoder tokens for this checkpoint."""
+        return Prompter(
+            self.processor.tokenizer,
+            multilingual=self.multilingual,
+            max_tokens=int(self.model.config.max_target_positions),
+        )
+
+
+def is_multilingual(generation_config: Any, config: Any) -> bool:
+    """Whether a checkpoint has language tokens: by its generation config or, where that is silent, its vocabulary."""
+    said = getattr(generation_config, "is_multilingual", None)
+    return bool(said) if said is not None else int(config.vocab_size) >= 51865
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' advice and progress bars off the screen; errors still raise."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def load_processor(name: str) -> Any:
+    """Feature extractor and tokenizer of a checkpoint.
+
+    Raises:
+        SpecError: it cannot be had.
+    """
+    with _Reading(name):
+        return WhisperProcessor.from_pretrained(name)
+
+
+def load_prompter(name: str) -> Prompter:
+    """The decoder's tokens of a checkpoint, without loading its weights.
+
+    Raises:
+        SpecError: it cannot be had.
+    """
+    from transformers import WhisperConfig
+
+    with _Reading(name):
+        config = WhisperConfig.from_pretrained(name)
+        generation = GenerationConfig.from_pretrained(name)
+        tokenizer = WhisperProcessor.from_pretrained(name).tokenizer
+    return Prompter(tokenizer, multilingual=is_multilingual(generation, config), max_tokens=config.max_target_positions)
+
+
+def load_whisper(name: str, *, attention: str = "sdpa") -> Whisper:
+    """Load a checkpoint into CPU memory, in float32.
+
+    Args:
+        name: hub id or local folder.
+        attention: implementation, as transformers names it.
+
+    Raises:
+        SpecError: there is no such checkpoint, it is gated, or it is not a Whisper.
+    """
+    quiet_libraries()
+    with _Reading(name):
+        model = WhisperForConditionalGeneration.from_pretrained(name, dtype="auto", attn_implementation=attention)
+        processor = WhisperProcessor.from_pretrained(name)
+    stored = model.dtype
+    # Checkpoints made before generation configs held the prompt; generate() takes language and task as arguments.
+    model.generation_config.forced_decoder_ids = None
+    return Whisper(name, model.float().eval(), processor, stored)
+
+
+def describe_base(name: str) -> BaseModelRecord:
+    """Which checkpoint this is: the hub's commit, and the SHA-256 of each weight file (the hub shows the same ones)."""
+    revision = None
+    hashes: dict[str, str] = {}
+    with _Reading(name):
+        for file in WEIGHT_FILES:
+            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+            if path is None:
+                continue
+            if not Path(name).is_dir():
+                revision = Path(path).parent.name
+            parts = [file]
+            if file.endswith(".index.json"):
+                parts = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
+            for part in parts:
+                hashes[part] = _sha256(Path(cached_file(name, part)))
+            break
+    return BaseModelRecord(name=name, revision=revision, weights_sha256=hashes)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Reading:
+    """Turns the many ways in which a checkpoint cannot be had into one error that says what to do."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if (
+            error is None
+            or isinstance(error, SpecError)
+            or not isinstance(error, OSError | ValueError | HfHubHTTPError)
+        ):
+            return
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, GatedRepoError | RepositoryNotFoundError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, GatedRepoError):
+            why = "is gated: accept its terms on its hub page, then set HF_TOKEN"
+        elif isinstance(cause, RepositoryNotFoundError):
+            why = "is not on the hub, or is private: check the name, or set HF_TOKEN"
+        elif Path(self.name).is_dir():
+            why = f"is no complete Whisper checkpoint ({_first_line(error)})"
+        else:
+            why = f"cannot be loaded ({_first_line(error)}); give a hub id or a local folder, and check the network"
+        raise SpecError([Fault("training.base_model", why, self.name)]) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0][:200]

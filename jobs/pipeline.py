@@ -1,0 +1,234 @@
+"""A job from spec to manifest.json, in stages. Ray runs the parts that are heavy; what they do knows nothing of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+
+from jobs.cluster import Events, Resources, await_tasks, connected, require_resources, run_task
+from jobs.progress import Reporter
+from jobs.stages import Recorder, Stages, claim_root
+from service import artifacts
+from service.artifacts import BaseModelRecord, RunManifest
+from service.errors import JobFailedError
+from service.spec.job import JobSpec
+from service.storage import Storage
+
+REPORTED_PACKAGES = (
+    "whisper-jobs",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "ray",
+    "datasets",
+    "soundfile",
+    "soxr",
+)
+
+
+def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, Any]:
+    """Do a job, or go on with it; a finished one is only read.
+
+    Args:
+        spec: the job, resolved and checked.
+        overwrite: delete what an earlier run left under the root.
+        reporter: shows progress.
+
+    Returns:
+        the content of metrics.json.
+
+    Raises:
+        WhisperJobsError: with the exit code of what went wrong.
+    """
+    root = Storage(spec.root)
+    claim_root(spec, root, overwrite=overwrite)
+    if root.exists(artifacts.MANIFEST):
+        reporter.show({"event": "notice", "text": f"this job is complete already: {root.path()}"})
+        return dict(root.read_json(artifacts.METRICS))
+    recorder = Recorder(root, reporter)
+    reporter.show({"event": "notice", "text": f"[bold]{spec.job_id}[/bold]  -> {root.path()}"})
+    with connected() as local:
+        events = Events(recorder.take)
+        try:
+            resources = require_resources(spec, local=local)
+            stages = Stages(root, events.emit)
+            work = {"train": _train_job, "evaluate": _evaluate_job}[spec.kind]
+            return work(spec, root, stages, resources, events)
+        except JobFailedError as error:
+            events.flush()
+            error.traceback_text = "\n".join(recorder.tracebacks)  # type: ignore[attr-defined]
+            raise
+        finally:
+            events.close()
+            reporter.close()
+
+
+def _train_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resources, events: Events) -> dict[str, Any]:
+    training, gpus = spec.training, min(1.0, resources.gpus)
+    sources = {"train": str(training.train_csv), "val": str(training.val_csv)}
+    data = stages.run(
+        "prepare",
+        "checking every row of both manifests",
+        lambda: run_task(_prepare_task, spec.to_json(), root.uri, sources, training.base_model, events.log),
+    )
+    _notice_overlap(data, events)
+    trained = stages.run(
+        "train",
+        f"{resources.workers} worker{'s' if resources.workers > 1 else ''}; scoring the base model first",
+        lambda: _train(spec, root, resources, events),
+    )
+    metrics: dict[str, Any] = {"job_id": spec.job_id, "base": trained["base"], "tuned": trained["tuned"]}
+    metrics |= {"adapter": trained["adapter"], "training": trained["training"], "artifacts": {}}
+    if training.merge_lora:
+        merged = stages.run(
+            "merge",
+            "merging in float32, comparing logits, transcribing with the merged model",
+            lambda: run_task(_merge_task, spec.to_json(), root.uri, events.log, gpus=gpus),
+        )
+        metrics["artifacts"]["hf"] = merged.pop("artifact")
+        metrics["merge"] = merged
+    reasons = promotion_reasons(metrics)
+    metrics |= {"promoted": not reasons, "promotion_reasons": reasons}
+    base = BaseModelRecord.model_validate(
+        stages.run("describe", "hashing the base model", lambda: run_task(_describe_task, training.base_model))
+    )
+    _publish(spec, root, stages, metrics, data, base)
+    return metrics
+
+
+def _evaluate_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resources, events: Events) -> dict[str, Any]:
+    model = run_task(_resolve_task, spec.evaluation.model)
+    data = stages.run(
+        "prepare",
+        "checking every row",
+        lambda: run_task(
+            _prepare_task, spec.to_json(), root.uri, {"val": str(spec.evaluation.csv)}, model["base"], events.log
+        ),
+    )
+    scored = stages.run(
+        "evaluate",
+        f"transcribing with {spec.evaluation.model}",
+        lambda: _evaluate(spec, root, model, resources, events),
+    )
+    base = BaseModelRecord.model_validate(
+        stages.run("describe", "hashing the model", lambda: run_task(_describe_task, model["base"]))
+    )
+    metrics = {"job_id": spec.job_id, "model": scored}
+    _publish(spec, root, stages, metrics, data, base)
+    return metrics
+
+
+def promotion_reasons(metrics: dict[str, Any]) -> list[str]:
+    """Why the tuned model should not take the base model's place; empty where it should."""
+    base, tuned = metrics["base"]["wer"], metrics["tuned"]["wer"]
+    reasons = []
+    if tuned >= base:
+        reasons.append(f"its WER, {tuned:.1%}, is not below the base model's, {base:.1%}")
+    return reasons
+
+
+def _train(spec: JobSpec, root: Storage, resources: Resources, events: Events) -> dict[str, Any]:
+    from jobs.prepare import split_file
+    from jobs.train.on_ray import train_on_ray
+
+    splits = {name: str(root.local(split_file(name))) for name in ("train", "val")}
+    return train_on_ray(spec, root.path(), splits, resources, events.log)
+
+
+def _evaluate(
+    spec: JobSpec, root: Storage, model: dict[str, Any], resources: Resources, events: Events
+) -> dict[str, Any]:
+    from jobs.score_model import collect, score_shard
+
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(score_shard)
+    shards = [
+        task.remote(spec.to_json(), root.path(), model, rank, resources.workers, events.log)
+        for rank in range(resources.workers)
+    ]
+    return collect(spec, root, await_tasks(shards))
+
+
+def _publish(
+    spec: JobSpec, root: Storage, stages: Stages, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord
+) -> None:
+    """Write metrics.json, the card and, last of all, manifest.json."""
+    metrics["seconds"] = stages.seconds | {"total": round(sum(stages.seconds.values()), 3)}
+    root.write_json(artifacts.METRICS, metrics)
+    if spec.kind == "train":
+        from jobs.card import model_card
+
+        card = model_card(spec, metrics, data, base)
+        root.write_text(artifacts.CARD, card)
+        root.write_text(f"{artifacts.ADAPTER}/{artifacts.CARD}", card)
+        if spec.training.merge_lora:
+            root.write_text(f"{artifacts.MERGED}/{artifacts.CARD}", card)
+    rates = {name: metrics[name]["wer"] for name in ("base", "tuned", "model") if name in metrics}
+    manifest = RunManifest(
+        job_id=spec.job_id,
+        kind=spec.kind,
+        spec_sha256=spec.sha256,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+        base=base,
+        data=data,
+        wer=rates | {name: value["wer"] for name, value in metrics.get("artifacts", {}).items()},
+        promoted=metrics.get("promoted"),
+        files=artifacts.file_records(root),
+    )
+    root.write_text(artifacts.MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Python's and the libraries' versions."""
+    found = {"python": platform.python_version()}
+    for name in REPORTED_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def _notice_overlap(data: dict[str, Any], events: Events) -> None:
+    if both := data["sentences_in_both"]:
+        text = f"{both} sentences are in both train and validation data: the WER will look better than it is"
+        events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {text}"})
+
+
+# What runs as a Ray task. Specs travel as JSON; heavy imports happen there, not in the driver.
+
+
+def _prepare_task(spec: str, root: str, splits: dict[str, str], model: str, log: Any) -> dict[str, Any]:
+    from jobs.prepare import prepare
+
+    def progress(split: str, rows: int) -> None:
+        log.emit.remote({"event": "rows", "split": split, "rows": rows})
+
+    return prepare(JobSpec.model_validate_json(spec), root, splits, model, progress)
+
+
+def _merge_task(spec: str, root: str, log: Any) -> dict[str, Any]:
+    from jobs.merge import merge
+    from jobs.prepare import split_file
+
+    def progress(done: int, total: int) -> None:
+        log.emit.remote({"event": "transcribed", "what": "merged", "done": done, "total": total})
+
+    return merge(JobSpec.model_validate_json(spec), root, str(Storage(root).local(split_file("val"))), progress)
+
+
+def _describe_task(model: str) -> dict[str, Any]:
+    from jobs.model import describe_base
+
+    return describe_base(model).model_dump()
+
+
+def _resolve_task(model: str) -> dict[str, Any]:
+    from jobs.score_model import resolve_model
+
+    return resolve_model(model)

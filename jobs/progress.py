@@ -1,0 +1,136 @@
+"""What a person sees while a job runs, on stderr: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_EVERY_S = 10.0
+
+
+def seconds_text(seconds: float) -> str:
+    """`0:07`, `12:30` or `3:05:00`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Reporter:
+    """Shows a job's events.
+
+    Args:
+        console: where to; stderr by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._started = time.monotonic()
+        self._last_line = 0.0
+        self._first: tuple[int, float] | None = None
+        self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
+            "stage": self._stage,
+            "rows": self._rows,
+            "model": self._model,
+            "step": self._step,
+            "transcribed": self._transcribed,
+            "evaluation": self._evaluation,
+            "notice": lambda event: self._say(event["text"]),
+        }
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show one event; kinds that say nothing to a person are passed over."""
+        if handler := self._handlers.get(event["event"]):
+            handler(event)
+
+    def files(self, done: int, total: int) -> None:
+        """Show how many files have been looked at."""
+        self._advance("files", done, total)
+
+    def close(self) -> None:
+        """Take the live bar off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+    def _say(self, text: str) -> None:
+        elapsed = seconds_text(time.monotonic() - self._started)
+        self._console.print(f"[dim]{elapsed:>7}[/dim]  {text}")
+
+    def _advance(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        if self._console.is_terminal:
+            if self._bar is None:
+                self._bar = Progress(
+                    TextColumn("         {task.description}"),
+                    BarColumn(bar_width=24),
+                    TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                    TextColumn("{task.fields[detail]}"),
+                    TimeElapsedColumn(),
+                    TextColumn("eta"),
+                    TimeRemainingColumn(),
+                    console=self._console,
+                    transient=True,
+                )
+                self._bar.start()
+            if self._task is None or self._bar.tasks[-1].description != stage:
+                if self._task is not None:
+                    self._bar.remove_task(self._task)
+                self._task = self._bar.add_task(stage, total=total, detail=detail)
+            self._bar.update(self._task, completed=done, total=total, detail=detail)
+            return
+        now = time.monotonic()
+        if self._first is None or done < self._first[0]:
+            self._first = (done, now)
+        if done < total and now - self._last_line < _LINE_EVERY_S:
+            return
+        self._last_line = now
+        first_done, first_time = self._first
+        eta = (now - first_time) / max(1, done - first_done) * (total - done)
+        left = f"  eta {seconds_text(eta)}" if done > first_done and done < total else ""
+        self._say(f"{stage} {done}/{total}{'  ' + detail if detail else ''}{left}")
+        if done == total:
+            self._first = None
+
+    def _stage(self, event: dict[str, Any]) -> None:
+        self.close()
+        self._first, self._last_line = None, time.monotonic()
+        if event["status"] == "skipped":
+            self._say(f"[bold]{event['stage']}[/bold]  done before")
+        elif event["status"] == "started":
+            self._say(f"[bold]{event['stage']}[/bold]  {event['text']}")
+
+    def _rows(self, event: dict[str, Any]) -> None:
+        if self._console.is_terminal is False and time.monotonic() - self._last_line < _LINE_EVERY_S:
+            return
+        self._last_line = time.monotonic()
+        self._say(f"{event['split']}: {event['rows']:,} rows checked")
+
+    def _model(self, event: dict[str, Any]) -> None:
+        share = event["trainable_parameters"] / event["parameters"]
+        self._say(
+            f"{event['modules']} modules adapted; {event['trainable_parameters']:,} of {event['parameters']:,} "
+            f"parameters are trained ({share:.2%}); {_precision(event['precision'])} on {event['device']}"
+        )
+        if event["resumed_from_step"]:
+            self._say(f"going on from step {event['resumed_from_step']} of {event['steps']}")
+
+    def _step(self, event: dict[str, Any]) -> None:
+        detail = f"loss {event['loss']:.3f}  lr {event['lr']:.1e}"
+        self._advance("step", event["step"], event["steps"], detail)
+
+    def _transcribed(self, event: dict[str, Any]) -> None:
+        self._advance(f"transcribing ({event['what']})", event["done"], event["total"])
+
+    def _evaluation(self, event: dict[str, Any]) -> None:
+        where = f" at step {event['step']}" if "step" in event else ""
+        name = f"{event['what']} " if "what" in event else ""
+        self._say(f"{name}WER {event['wer']:.1%}, CER {event['cer']:.1%}{where}")
+
+
+def _precision(name: str) -> str:
+    return {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(name, name)

@@ -1,0 +1,176 @@
+"""Word and character error rates of transcripts, with the errors behind them and an interval around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jiwer
+import numpy as np
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+
+from jobs.tokens import WITHOUT_SPACES
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Edits that turn a hypothesis into its reference, and the reference's length, in words or characters."""
+
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    length: int = 0
+
+    @property
+    def total(self) -> int:
+        """All edits."""
+        return self.substitutions + self.deletions + self.insertions
+
+    def __add__(self, other: Errors) -> Errors:
+        return Errors(
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+            self.length + other.length,
+        )
+
+    @property
+    def rate(self) -> float:
+        """Edits per reference word or character. A reference without any has rate 0 where nothing was heard, else 1."""
+        return self.total / self.length if self.length else float(self.total > 0)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One row's reference and hypothesis, and what lies between them."""
+
+    path: str
+    language: str
+    duration_s: float
+    reference: str
+    hypothesis: str
+    words: Errors
+    words_raw: Errors
+    characters: Errors
+    characters_raw: Errors
+
+    def as_dict(self) -> dict[str, Any]:
+        """A line of the utterances' file."""
+        return asdict(self) | {"wer": self.words.rate}
+
+    @classmethod
+    def from_dict(cls, line: dict[str, Any]) -> Utterance:
+        """Inverse of `as_dict`."""
+        plain: dict[str, Any] = {
+            key: line[key] for key in ("path", "language", "duration_s", "reference", "hypothesis")
+        }
+        for key in ("words", "words_raw", "characters", "characters_raw"):
+            plain[key] = Errors(**line[key])
+        return cls(**plain)
+
+
+class Scorer:
+    """Scores transcripts as Whisper's authors do: their English normaliser for English, their basic one for the rest.
+
+    Args:
+        spelling: British to American spellings, as the tokenizer carries them (`english_spelling_normalizer`).
+
+    Source: Radford et al. 2022, appendix C; transformers.models.whisper.english_normalizer.
+    """
+
+    def __init__(self, spelling: dict[str, str] | None) -> None:
+        self._english = EnglishTextNormalizer(spelling or {})
+        self._basic = BasicTextNormalizer()
+        # Words are not written apart in these, so each character counts as one, as in Whisper's own tables.
+        self._letters = BasicTextNormalizer(split_letters=True)
+
+    def normalise(self, text: str, language: str) -> str:
+        """The text as it is compared: no case, no punctuation, numbers and spellings in one form."""
+        rule: Callable[[str], str] = self._basic
+        if language == "en":
+            rule = self._english
+        elif language in WITHOUT_SPACES:
+            rule = self._letters
+        return " ".join(rule(text).split())
+
+    def score(self, record: dict[str, Any], hypothesis: str) -> Utterance:
+        """Compare one row (path, language, duration_s, text) with what was heard."""
+        reference, language = str(record["text"]), str(record["language"])
+        normal_reference = self.normalise(reference, language)
+        normal_hypothesis = self.normalise(hypothesis, language)
+        return Utterance(
+            path=str(record["path"]),
+            language=language,
+            duration_s=float(record["duration_s"]),
+            reference=reference,
+            hypothesis=hypothesis,
+            words=word_errors(normal_reference, normal_hypothesis),
+            words_raw=word_errors(reference, hypothesis),
+            characters=character_errors(normal_reference, normal_hypothesis),
+            characters_raw=character_errors(reference, hypothesis),
+        )
+
+
+def word_errors(reference: str, hypothesis: str) -> Errors:
+    """Word edits between two texts."""
+    if not reference.split():
+        return Errors(insertions=len(hypothesis.split()))
+    found = jiwer.process_words(reference, hypothesis)
+    return Errors(found.substitutions, found.deletions, found.insertions, len(reference.split()))
+
+
+def character_errors(reference: str, hypothesis: str) -> Errors:
+    """Character edits between two texts, spaces counted."""
+    if not reference:
+        return Errors(insertions=len(hypothesis))
+    found = jiwer.process_characters(reference, hypothesis)
+    return Errors(
+        found.substitutions, found.deletions, found.insertions, found.hits + found.substitutions + found.deletions
+    )
+
+
+def summarise(utterances: list[Utterance], *, bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Error rates over utterances, in total and per language; rates are fractions.
+
+    Args:
+        utterances: at least one.
+        bootstrap: resamples of the utterances behind `wer_interval`, the 95 % percentile interval; 0: none.
+        seed: the resampling's seed.
+    """
+    summary = _rates(utterances)
+    if bootstrap:
+        summary["wer_interval"] = _interval([u.words for u in utterances], bootstrap, seed)
+    languages = sorted({utterance.language for utterance in utterances})
+    summary["languages"] = {code: _rates([u for u in utterances if u.language == code]) for code in languages}
+    return summary
+
+
+def _rates(utterances: list[Utterance]) -> dict[str, Any]:
+    words = _sum(u.words for u in utterances)
+    return {
+        "wer": words.rate,
+        "wer_raw": _sum(u.words_raw for u in utterances).rate,
+        "cer": _sum(u.characters for u in utterances).rate,
+        "cer_raw": _sum(u.characters_raw for u in utterances).rate,
+        "utterances": len(utterances),
+        "words": words.length,
+        "substitutions": words.substitutions,
+        "deletions": words.deletions,
+        "insertions": words.insertions,
+    }
+
+
+def _sum(errors: Iterable[Errors]) -> Errors:
+    return sum(errors, Errors())
+
+
+def _interval(errors: list[Errors], resamples: int, seed: int) -> list[float]:
+    edits_N = np.array([e.total for e in errors])
+    words_N = np.array([e.length for e in errors])
+    generator = np.random.default_rng(seed)
+    rates = np.empty(resamples)
+    for index in range(resamples):
+        drawn_N = generator.integers(0, len(errors), len(errors))
+        rates[index] = edits_N[drawn_N].sum() / max(1, words_N[drawn_N].sum())
+    return [float(value) for value in np.percentile(rates, [2.5, 97.5])]

@@ -1,0 +1,87 @@
+"""`kind: evaluate`: score any Whisper checkpoint, PEFT adapter or run on a CSV."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from jobs.adapter import load_adapter
+from jobs.evaluate import to_lines
+from jobs.model import load_whisper
+from jobs.prepare import split_file
+from jobs.score import Scorer, Utterance, summarise
+from jobs.train.runtime import precision_of
+from jobs.transcribe import shard, transcribe
+from service.artifacts import ADAPTER, EVALUATION, SPEC
+from service.errors import Fault, SpecError
+from service.spec.job import JobSpec
+from service.storage import Storage
+
+LINES = f"{EVALUATION}/model.jsonl"
+
+
+def resolve_model(model: str) -> dict[str, Any]:
+    """What stands behind a name: {"base": checkpoint, "adapter": folder or None}.
+
+    Raises:
+        SpecError: a folder that is none of the three.
+    """
+    folder = Path(model)
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return {"base": model, "adapter": None}
+    adapter = folder / ADAPTER if (folder / SPEC).exists() else folder
+    config = adapter / "adapter_config.json"
+    if not config.exists():
+        kinds = (
+            "a checkpoint (config.json), a PEFT adapter (adapter_config.json) or the root of a finished run (adapter/)"
+        )
+        raise SpecError([Fault("evaluation.model", f"is not {kinds}", model)])
+    return {"base": json.loads(config.read_text())["base_model_name_or_path"], "adapter": str(adapter)}
+
+
+def score_shard(
+    spec_json: str, root: str, model: dict[str, Any], rank: int, workers: int, log: Any
+) -> list[dict[str, Any]]:
+    """Transcribe and score one worker's share of the rows; runs as a Ray task."""
+    spec = JobSpec.model_validate_json(spec_json)
+    gpu = torch.cuda.is_available()
+    if not gpu:
+        torch.set_num_threads(spec.engine.threads or max(1, round(spec.resources.cpus_per_worker)))
+    rows = Dataset.from_file(str(Storage(root).local(split_file("val"))))
+    whisper = load_whisper(model["base"], attention=spec.engine.attention)
+    scored = load_adapter(whisper.model, Path(model["adapter"])) if model["adapter"] else whisper.model
+    mine = shard(rows, rank, workers)
+
+    def progress(done: int) -> None:
+        if rank == 0:
+            log.emit.remote({"event": "transcribed", "what": "rows", "done": done, "total": len(mine)})
+
+    device = "cuda" if gpu else "cpu"
+    kind = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision_of(spec, gpu=gpu)]
+    scorer = Scorer(getattr(whisper.processor.tokenizer, "english_spelling_normalizer", None))
+    with torch.autocast(device, dtype=kind, enabled=kind is not None):
+        heard = list(
+            transcribe(
+                scored.to(device),
+                whisper.processor,
+                rows,
+                mine,
+                spec.evaluation,
+                multilingual=whisper.multilingual,
+                threads=spec.data.threads,
+                progress=progress,
+            )
+        )
+    return [scorer.score(rows[item.row], item.text).as_dict() | {"row": item.row} for item in heard]
+
+
+def collect(spec: JobSpec, root: Storage, shards: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Join the workers' shares, keep every utterance, and sum up."""
+    lines = sorted((line for part in shards for line in part), key=lambda line: int(line["row"]))
+    utterances = [Utterance.from_dict(line) for line in lines]
+    root.write_text(LINES, to_lines(utterances))
+    return summarise(utterances, bootstrap=spec.evaluation.bootstrap)

@@ -1,0 +1,149 @@
+"""Stages of a job: each leaves its result under the root, and one whose result stands is passed over."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jobs.progress import Reporter
+from service import artifacts
+from service.errors import Fault, InputError
+from service.spec.job import JobSpec
+from service.storage import Storage
+
+STAGES = "stages"
+
+OURS = (
+    artifacts.SPEC,
+    artifacts.EVENTS,
+    artifacts.METRICS,
+    artifacts.CARD,
+    artifacts.REJECTS,
+    artifacts.MANIFEST,
+    artifacts.DATA,
+    artifacts.EVALUATION,
+    artifacts.CHECKPOINTS,
+    artifacts.TENSORBOARD,
+    artifacts.ADAPTER,
+    artifacts.MERGED,
+    STAGES,
+)
+"""What a run writes under its root, and so what `--overwrite` deletes. Other files there are left alone."""
+
+
+def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
+    """Make a root the place of this job: new, or a run of the same spec to go on with.
+
+    Raises:
+        InputError: it holds a run of another spec, or files that are no run's, and there is no word to overwrite it.
+    """
+    root.local()  # a clear error for what this version cannot hold
+    if overwrite:
+        root.remove(artifacts.MANIFEST)  # first, so that a half-deleted run never looks complete
+        for name in OURS:
+            root.remove(name)
+    if root.exists(artifacts.SPEC):
+        try:
+            before = JobSpec.model_validate(root.read_json(artifacts.SPEC))
+        except ValueError:
+            raise InputError(
+                [
+                    Fault(
+                        root.path(artifacts.SPEC), "cannot be read by this version; give another outdir, or --overwrite"
+                    )
+                ]
+            ) from None
+        if before.sha256 != spec.sha256:
+            raise InputError(
+                [
+                    Fault(
+                        root.path(),
+                        f"holds a run of another spec (it differs in {', '.join(_differing(before, spec))}); give "
+                        "another outdir, or --overwrite to delete that run",
+                    )
+                ]
+            )
+        return
+    if not overwrite and next(root.files(), None):
+        raise InputError(
+            [
+                Fault(
+                    root.path(), "is not empty and holds no run; give another outdir, or --overwrite to write beside it"
+                )
+            ]
+        )
+    root.write_text(artifacts.SPEC, spec.to_json())
+
+
+def _differing(one: JobSpec, other: JobSpec) -> list[str]:
+    """The settings in which two specs differ, at most five of them."""
+    left, right = _leaves(one.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
+    paths = [path for path in left if left[path] != right.get(path) and path not in ("name", "training.outdir")]
+    return paths[:5] or ["order of a pattern"]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and not prefix:
+            flat |= _leaves(value, f"{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value)
+    return flat
+
+
+class Recorder:
+    """Keeps events: shown to whoever watches, and in events.jsonl."""
+
+    def __init__(self, root: Storage, reporter: Reporter) -> None:
+        self._path = root.local(artifacts.EVENTS)
+        self._reporter = reporter
+        self.tracebacks: list[str] = []
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Keep and show one event."""
+        self._reporter.show(event)
+        if event["event"] == "traceback":
+            self.tracebacks.append(event["text"])
+        # What only moves a bar is not kept.
+        if event["event"] not in ("transcribed", "rows") and event.get("logged", True):
+            kept = {key: value for key, value in event.items() if key != "logged"}
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+
+
+class Stages:
+    """Runs stages in order.
+
+    Args:
+        root: the run's root.
+        emit: takes events.
+    """
+
+    def __init__(self, root: Storage, emit: Callable[[dict[str, Any]], None]) -> None:
+        self._root, self._emit = root, emit
+        self.seconds: dict[str, float] = {}
+
+    def run(self, stage: str, text: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Run a stage, or read the result that it left before.
+
+        Args:
+            stage: its name.
+            text: what it does, for people.
+            work: does it; its result must be JSON.
+        """
+        name = f"{STAGES}/{stage}.json"
+        if self._root.exists(name):
+            kept = self._root.read_json(name)
+            self.seconds[stage] = kept["seconds"]
+            self._emit({"event": "stage", "stage": stage, "status": "skipped"})
+            return dict(kept["result"])
+        self._emit({"event": "stage", "stage": stage, "status": "started", "text": text})
+        started = time.monotonic()
+        result = work()
+        self.seconds[stage] = round(time.monotonic() - started, 3)
+        self._root.write_json(name, {"seconds": self.seconds[stage], "result": result})
+        self._emit({"event": "stage", "stage": stage, "status": "done", "seconds": self.seconds[stage]})
+        return result

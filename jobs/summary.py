@@ -1,0 +1,88 @@
+"""The result of a job in words, on stdout, once it is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.progress import seconds_text
+from service import artifacts
+from service.storage import Storage
+
+
+def print_summary(root: Storage, metrics: dict[str, Any]) -> None:
+    """Print a finished run: rates before and after, what was proven, and where everything lies."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]{metrics['job_id']}[/bold]  {_verdict(metrics)}\n")
+    console.print(_rates(metrics))
+    console.print()
+    for label, text in _facts(root, metrics):
+        console.print(f"  {label:<10} {text}")
+    console.print(f"\n  Check it at any time: whisper-jobs verify {root.path()}")
+
+
+def _verdict(metrics: dict[str, Any]) -> str:
+    if "tuned" not in metrics:
+        model = metrics["model"]
+        return f"WER {model['wer']:.1%} on {model['utterances']} clips"
+    base, tuned = metrics["base"]["wer"], metrics["tuned"]["wer"]
+    if metrics["promoted"]:
+        return f"[green]better[/green]: WER {base:.1%} -> {tuned:.1%}"
+    return f"[red]not promoted[/red]: {'; '.join(metrics['promotion_reasons'])}"
+
+
+def _rates(metrics: dict[str, Any]) -> Table:
+    columns: list[tuple[str, Any]] = [(name, metrics[name]) for name in ("base", "tuned", "model") if name in metrics]
+    if merged := metrics.get("artifacts", {}).get("hf"):
+        columns.append(("merged", merged))
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 2))
+    table.add_column("")
+    for name, _ in columns:
+        table.add_column(name, justify="right")
+    for label, key in (("WER", "wer"), ("CER", "cer"), ("WER raw", "wer_raw"), ("CER raw", "cer_raw")):
+        table.add_row(label, *(_percent(values.get(key)) for _, values in columns))
+    table.add_row("95 % of WER", *(_interval(values.get("wer_interval")) for _, values in columns))
+    for key, label in (("substitutions", "substituted"), ("deletions", "deleted"), ("insertions", "inserted")):
+        table.add_row(label, *(_count(values.get(key)) for _, values in columns))
+    languages = sorted({code for _, values in columns for code in values.get("languages", {})})
+    if len(languages) > 1:
+        for code in languages:
+            found = [values.get("languages", {}).get(code) for _, values in columns]
+            table.add_row(f"WER {code}", *(_percent(value["wer"] if value else None) for value in found))
+    table.add_row("clips", *(_count(values.get("utterances")) for _, values in columns))
+    return table
+
+
+def _facts(root: Storage, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = []
+    if adapter := metrics.get("adapter"):
+        facts.append(("adapter", f"{root.path(artifacts.ADAPTER)}  (all {adapter['modules']} adapted modules changed)"))
+    if merge := metrics.get("merge"):
+        merged = metrics["artifacts"]["hf"]
+        facts.append(
+            (
+                "merged",
+                f"{root.path(artifacts.MERGED)}  (logits within {merge['max_logit_difference']:.0e} of the adapter's; "
+                f"{merged['identical']:.1%} of the transcripts identical)",
+            )
+        )
+    facts.append(("results", root.path(artifacts.METRICS)))
+    facts.append(("utterances", root.path(artifacts.EVALUATION)))
+    if seconds := metrics.get("seconds"):
+        spent = ", ".join(f"{stage} {seconds_text(value)}" for stage, value in seconds.items() if stage != "total")
+        facts.append(("time", f"{seconds_text(seconds['total'])}  ({spent})"))
+    return facts
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _interval(value: list[float] | None) -> str:
+    return "" if value is None else f"{value[0]:.1%} to {value[1]:.1%}"

@@ -1,0 +1,350 @@
+"""Fine-tuning, as an outline: score the base, attach adapters, train, keep the best, prove it from its files."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import get_linear_schedule_with_warmup
+
+from jobs import distributed
+from jobs.adapter import (
+    attach,
+    coverage,
+    load_adapter,
+    require_coverage,
+    snapshot,
+    trainable_parameters,
+)
+from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
+from jobs.evaluate import evaluate, from_lines, to_lines
+from jobs.model import load_whisper
+from jobs.score import summarise
+from jobs.train.checkpoint import (
+    Progress,
+    adapter_state,
+    random_states,
+    read_checkpoint,
+    save_adapter,
+    write_checkpoint,
+)
+from jobs.train.runtime import Runtime, make_runtime
+from jobs.train.session import Session
+from jobs.train.step import forward_loss
+from service.artifacts import ADAPTER, EVALUATION
+from service.errors import JobFailedError
+from service.spec.job import JobSpec
+from service.storage import Storage
+
+BASE_LINES, TUNED_LINES = f"{EVALUATION}/base.jsonl", f"{EVALUATION}/tuned.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """What to train on, and where results go: Arrow files of prepared rows, and the run's root."""
+
+    spec: JobSpec
+    train: str
+    val: str
+    root: str
+
+
+def train(task: TrainTask, session: Session) -> dict[str, Any]:
+    """Fine-tune with all workers; each of them makes this call.
+
+    Leaves evaluation/base.jsonl, adapter/ and evaluation/tuned.jsonl under the root.
+
+    Returns:
+        {"base": metrics, "tuned": metrics, "adapter": coverage, "training": what was done}.
+
+    Raises:
+        SpecError: the settings do not fit the model or the hardware.
+        JobFailedError: the loss is not a finite number.
+        VerificationError: an adapter did not learn.
+    """
+    return Trainer(task, session).run()
+
+
+class Trainer:
+    """One run of the engine in one worker."""
+
+    def __init__(self, task: TrainTask, session: Session) -> None:
+        self.spec, self.session, self.storage = task.spec, session, Storage(task.root)
+        self.settings = task.spec.training
+        self.runtime: Runtime = make_runtime(task.spec, self.storage, session)
+        self.train_set, self.val_set = Dataset.from_file(task.train), Dataset.from_file(task.val)
+        self.schedule = Schedule(
+            rows=len(self.train_set),
+            per_dev_batch=self.settings.per_dev_batch,
+            grad_accum=self.settings.grad_accum,
+            workers=session.workers,
+            seed=self.settings.seed,
+        )
+        self.steps = self.schedule.steps_per_epoch * self.settings.epochs
+        self.progress = Progress()
+        self.best: dict[str, Tensor] | None = None
+
+    def run(self) -> dict[str, Any]:
+        """The whole run; see `train`."""
+        seed_everything(self.settings.seed)
+        self.whisper = load_whisper(self.settings.base_model, attention=self.spec.engine.attention)
+        self.whisper.model.to(self.runtime.device)
+        base = self._score_base()
+        started = time.monotonic()
+        self._prepare_training()
+        first_step = self.progress.step
+        for batches in self._batches():
+            self._step(batches)
+        self.runtime.finish()
+        seconds = time.monotonic() - started
+        report = self._finish()
+        tuned = self._score_saved()
+        return {
+            "base": base,
+            "tuned": tuned,
+            "adapter": report,
+            "training": {
+                "steps": self.steps,
+                "effective_batch": self.schedule.effective_batch,
+                "best_step": self.progress.best_step,
+                "history": self.progress.history,
+                "seconds": round(seconds, 3),
+                "clips_per_s": round((self.steps - first_step) * self.schedule.effective_batch / max(seconds, 1e-9), 3),
+                "precision": self.runtime.precision,
+                "device": self.runtime.device_name,
+            },
+        }
+
+    # The way in: base score, adapters, optimizer, checkpoint.
+
+    def _score_base(self) -> dict[str, Any]:
+        if self.storage.exists(BASE_LINES):
+            utterances = from_lines(self.storage.read_bytes(BASE_LINES).decode())
+            return summarise(utterances, bootstrap=self.spec.evaluation.bootstrap)
+        utterances, summary = self._evaluate(self.whisper.model, "base", self.spec.evaluation.bootstrap)
+        if self.session.rank == 0:
+            self.storage.write_text(BASE_LINES, to_lines(utterances))
+        self._tell("base", summary)
+        return summary
+
+    def _prepare_training(self) -> None:
+        seed_everything(self.settings.seed)  # the same adapters whether or not the base was scored just now
+        self.model, self.adapted = attach(self.whisper.model, self.settings)
+        if self.spec.engine.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.before = snapshot(self.model)
+        self.parameters = [parameter for _, parameter in trainable_parameters(self.model)]
+        distributed.broadcast(self.parameters)
+        optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay)
+        warmup = math.ceil(self.settings.warmup_ratio * self.steps)
+        self.scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.steps)
+        self.optimizer = self.runtime.prepare_optimizer(optimizer)
+        self.loader = Loader(
+            self.train_set,
+            self.whisper.processor.feature_extractor,
+            self.whisper.prompter(),
+            threads=self.spec.data.threads,
+            prefetch=self.spec.data.prefetch,
+        )
+        # Each worker drops out its own units; the seed of the order of rows is not touched by this.
+        seed_everything(self.settings.seed + 1_000_003 * self.session.rank)
+        with self.session.resume_from() as folder:
+            if folder is not None:
+                self.progress, self.best = read_checkpoint(folder, self.model, self._parts(), self.session.rank)
+        trainable = sum(parameter.numel() for parameter in self.parameters)
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        self.session.emit(
+            {
+                "event": "model",
+                "trainable_parameters": trainable,
+                "parameters": total,
+                "modules": len(self.adapted),
+                "steps": self.steps,
+                "resumed_from_step": self.progress.step,
+                "precision": self.runtime.precision,
+                "device": self.runtime.device_name,
+            }
+        )
+
+    def _parts(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.runtime.scaler}
+
+    # The loop's body.
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        self.model.train()
+        self.window = Window()
+        yield from self.loader.steps(self.schedule, self.session.rank, self.progress.step, self.steps)
+
+    def _step(self, batches: list[Batch]) -> None:
+        loss = self._gradients(batches)
+        norm = self.runtime.clip(self.parameters, self.optimizer, self.spec.engine.max_grad_norm)
+        rate = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        if not self.runtime.skipped(self.optimizer):
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.window.add(loss, self.schedule, self.progress.step)
+        self._log(norm, rate)
+        step, last = self.progress.step, self.progress.step == self.steps
+        if step % self.settings.eval_steps == 0 or last:
+            self._evaluate_now()
+        elif step % self.settings.save_steps == 0:
+            self._save()
+
+    def _gradients(self, batches: list[Batch]) -> float:
+        """Forward and backward; the loss is the mean over the label tokens of all workers and passes."""
+        tokens = distributed.sum_number(label_tokens(batches), self.runtime.device)
+        loss = 0.0
+        for batch in batches:
+            with self.runtime.autocast():
+                part = forward_loss(self.model, batch, self.runtime.device, freeze_encoder=self.settings.freeze_encoder)
+            part = part / tokens
+            loss += float(part.detach())
+            self.runtime.backward(part)
+        loss = distributed.sum_number(loss, self.runtime.device)
+        if not math.isfinite(loss):
+            raise JobFailedError(
+                f"training: the loss is {loss} at step {self.progress.step + 1}; stopped before the optimizer step. "
+                "Lower training.lr, or use bf16 in place of fp16; checkpoints stay as they are"
+            )
+        distributed.sum_gradients(self.parameters)
+        return loss
+
+    def _log(self, norm: float, rate: float) -> None:
+        window, step = self.window, self.progress.step
+        last = step == self.steps
+        values = {"loss": window.loss, "lr": rate, "grad_norm": norm, "clips_per_s": window.clips_per_s}
+        # Every step moves the progress bar; every logging_steps'th is kept.
+        kept = step % self.settings.logging_steps == 0 or last
+        self.session.emit(
+            {
+                "event": "step",
+                "step": step,
+                "steps": self.steps,
+                "epoch": step / self.schedule.steps_per_epoch,
+                "logged": kept,
+            }
+            | values
+        )
+        if kept:
+            self.runtime.log({f"train/{name}": value for name, value in values.items()}, step)
+            self.window = Window()
+
+    def _evaluate_now(self) -> None:
+        _, summary = self._evaluate(self.model, "validation", 0)
+        step, wer = self.progress.step, summary["wer"]
+        if self.progress.best_wer is None or wer < self.progress.best_wer:
+            self.progress.best_wer, self.progress.best_step, self.best = wer, step, adapter_state(self.model)
+        self.progress.history.append({"step": step, "wer": wer, "cer": summary["cer"]})
+        self.session.emit({"event": "evaluation", "step": step, "wer": wer, "cer": summary["cer"]})
+        self.runtime.log({"eval/wer": wer, "eval/cer": summary["cer"]}, step)
+        self._save()
+        self.window.restart()
+
+    def _save(self) -> None:
+        states = distributed.gather([random_states()])
+
+        def write(folder: Path) -> None:
+            write_checkpoint(folder, self.model, self.best, self.progress, self._parts(), states)
+
+        metrics = {"step": float(self.progress.step)}
+        if self.progress.best_wer is not None:
+            metrics["best_wer"] = self.progress.best_wer
+        self.session.save(metrics, write)
+        self.session.emit({"event": "checkpoint", "step": self.progress.step})
+
+    # The way out: the best adapter, on disk, proven.
+
+    def _finish(self) -> dict[str, Any]:
+        """Publish the best adapter and show that every module in it has moved."""
+        from peft import set_peft_model_state_dict
+
+        assert self.best is not None, "the last step is always evaluated"
+        set_peft_model_state_dict(self.model, self.best)
+        report = coverage(self.model, self.before)
+        require_coverage(report)
+        report["trainable_parameters"] = sum(parameter.numel() for parameter in self.parameters)
+        if self.session.rank == 0:
+            aside = self.runtime.scratch / ADAPTER
+            save_adapter(aside, self.model, self.best)
+            self.storage.put_folder(aside, ADAPTER)
+        distributed.barrier()
+        return report
+
+    def _score_saved(self) -> dict[str, Any]:
+        """Score what was published: the adapter's files on a base read anew, not what is in memory."""
+        del self.model, self.optimizer, self.scheduler, self.parameters, self.whisper.model
+        gc.collect()
+        whisper = load_whisper(self.settings.base_model, attention=self.spec.engine.attention)
+        self.whisper = whisper
+        model = load_adapter(whisper.model, self.storage.local(ADAPTER)).to(self.runtime.device)
+        utterances, summary = self._evaluate(model, "tuned", self.spec.evaluation.bootstrap)
+        if self.session.rank == 0:
+            self.storage.write_text(TUNED_LINES, to_lines(utterances))
+        self._tell("tuned", summary)
+        distributed.barrier()
+        return summary
+
+    def _tell(self, what: str, summary: dict[str, Any]) -> None:
+        self.session.emit({"event": "evaluation", "what": what, "wer": summary["wer"], "cer": summary["cer"]})
+
+    def _evaluate(self, model: Any, what: str, bootstrap: int) -> tuple[Any, dict[str, Any]]:
+        def progress(done: int, total: int) -> None:
+            self.session.emit({"event": "transcribed", "what": what, "done": done, "total": total})
+
+        with self.runtime.autocast():
+            return evaluate(
+                model,
+                self.whisper.processor,
+                self.val_set,
+                self.spec.evaluation,
+                multilingual=self.whisper.multilingual,
+                rank=self.session.rank,
+                workers=self.session.workers,
+                threads=self.spec.data.threads,
+                bootstrap=bootstrap,
+                progress=progress,
+            )
+
+
+class Window:
+    """Means since the last logged step."""
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self._clips = 0
+        self._spent = 0.0
+        self._since = time.monotonic()
+
+    def add(self, loss: float, schedule: Schedule, step: int) -> None:
+        """Count one step (1, 2, ...)."""
+        now = time.monotonic()
+        self._spent += now - self._since
+        self._since = now
+        self._losses.append(loss)
+        index = (step - 1) % schedule.steps_per_epoch
+        self._clips += min(schedule.effective_batch, schedule.rows - index * schedule.effective_batch)
+
+    def restart(self) -> None:
+        """Leave out the time since the last step: an evaluation is no training."""
+        self._since = time.monotonic()
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per label token."""
+        return sum(self._losses) / len(self._losses)
+
+    @property
+    def clips_per_s(self) -> float:
+        """Clips per second, over all workers."""
+        return self._clips / max(self._spent, 1e-9)

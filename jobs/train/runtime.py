@@ -1,0 +1,133 @@
+"""Device, precision and trackers of one worker, on accelerate."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from jobs.train.session import Session
+from service.artifacts import TENSORBOARD
+from service.errors import Fault, InputError, SpecError
+from service.spec.job import JobSpec
+from service.storage import Storage
+
+
+def precision_of(spec: JobSpec, *, gpu: bool) -> str:
+    """`no`, `fp16` or `bf16`: what the settings ask for and the hardware has.
+
+    Raises:
+        SpecError: it lacks what they ask for.
+    """
+    training = spec.training
+    has_bf16 = not gpu or torch.cuda.is_bf16_supported(including_emulation=False)
+    if training.fp16 and not gpu:
+        raise SpecError([Fault("training.fp16", "needs a GPU, and this worker has none; leave it out", True)])
+    if training.bf16 and not has_bf16:
+        raise SpecError([Fault("training.bf16", "is not supported by this GPU; use fp16", True)])
+    if training.fp16:
+        return "fp16"
+    automatic = training.bf16 is None and gpu and has_bf16
+    return "bf16" if training.bf16 or automatic else "no"
+
+
+class Runtime:
+    """What a worker computes with."""
+
+    def __init__(self, accelerator: Accelerator, spec: JobSpec) -> None:
+        self._accelerator = accelerator
+        self._scratch = tempfile.TemporaryDirectory(prefix="whisper-jobs-")
+        self.device: torch.device = accelerator.device
+        self.precision: str = accelerator.mixed_precision
+        self.scaler = accelerator.scaler
+        self.scratch = Path(self._scratch.name)
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's name, or how many CPU threads torch uses."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu ({torch.get_num_threads()} threads)"
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision for a forward pass."""
+        return self._accelerator.autocast()
+
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The optimizer behind the loss scaler, where there is one."""
+        return self._accelerator.prepare_optimizer(optimizer)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add gradients, scaled in fp16."""
+        self._accelerator.backward(loss)
+
+    def clip(self, parameters: Sequence[nn.Parameter], optimizer: Any, max_norm: float) -> float:
+        """Scale gradients down to a norm; returns the norm that they had."""
+        if self.scaler is not None:
+            self._accelerator.unscale_gradients(optimizer)
+        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+
+    def skipped(self, optimizer: Any) -> bool:
+        """Whether the loss scaler left out the last step (fp16 overflow): the schedule must not move on either."""
+        return bool(optimizer.step_was_skipped)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Pass values to the trackers of `engine.report_to`."""
+        self._accelerator.log(values, step=step)
+
+    def finish(self) -> None:
+        """Close the trackers. (accelerate's end_training would end the process group too, and we still need it.)"""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
+
+
+def make_runtime(spec: JobSpec, storage: Storage, session: Session) -> Runtime:
+    """Set up accelerate for this worker.
+
+    Raises:
+        SpecError: precision that the hardware lacks, or a tracker that is not installed.
+    """
+    gpu = torch.cuda.is_available()
+    if not gpu:
+        torch.set_num_threads(spec.engine.threads or max(1, round(spec.resources.cpus_per_worker)))
+    wanted = [name.lower() for name in spec.engine.report_to if name.lower() != "none"]
+    # Ray has set up the process group; accelerate takes it as it is.
+    accelerator = Accelerator(
+        cpu=not gpu,
+        mixed_precision=precision_of(spec, gpu=gpu),
+        log_with=_trackers(wanted),
+        project_dir=_project(storage),
+    )
+    if wanted:
+        found = {str(getattr(kind, "value", kind)) for kind in accelerator.log_with}
+        if missing := [name for name in wanted if name not in found]:
+            raise SpecError([Fault("engine.report_to", f"is not installed here: pip install {missing[0]}", missing[0])])
+        accelerator.init_trackers(spec.title, config=_flat(spec.training.model_dump()))
+    return Runtime(accelerator, spec)
+
+
+def _trackers(names: list[str]) -> list[str] | None:
+    from accelerate.utils import LoggerType
+
+    known = [str(kind.value) for kind in LoggerType if kind.value != "all"]
+    if unknown := [name for name in names if name not in known]:
+        raise SpecError([Fault("engine.report_to", f"is no tracker; give any of {', '.join(known)}", unknown[0])])
+    return names or None
+
+
+def _project(storage: Storage) -> str | None:
+    try:
+        return str(storage.local(TENSORBOARD))
+    except InputError:
+        return None
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    # Trackers take plain values only.
+    return {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in values.items()}

@@ -1,0 +1,41 @@
+"""The forward pass of a training step and its loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jobs.batches import Batch
+from jobs.tokens import IGNORE
+
+
+def forward_loss(model: Any, batch: Batch, device: torch.device, *, freeze_encoder: bool) -> Tensor:
+    """Cross-entropy of one batch, summed over its label tokens (the caller divides by the global count).
+
+    Args:
+        model: a Whisper model or a PeftModel around one.
+        batch: features (B, M, F), decoder inputs and labels (B, T).
+        device: where the model is.
+        freeze_encoder: run the encoder without gradients.
+
+    Returns:
+        float32 scalar.
+    """
+    features_BMF = batch.features_BMF.to(device, non_blocking=True)
+    heard: dict[str, Any] = {"input_features": features_BMF}
+    if freeze_encoder:
+        with torch.no_grad():
+            # A tuple: with a fresh output object transformers would run the encoder again.
+            heard = {"encoder_outputs": (encoder_of(model)(features_BMF).last_hidden_state,)}
+    logits_BTV = model(**heard, decoder_input_ids=batch.inputs_BT.to(device), use_cache=False).logits
+    labels_BT = batch.labels_BT.to(device)
+    return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def encoder_of(model: Any) -> Any:
+    """The encoder inside a Whisper model or a PeftModel around one."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.model.encoder

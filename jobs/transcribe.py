@@ -1,0 +1,99 @@
+"""Transcribing clips by generation, in large batches sorted by length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jobs.audio import read_audio
+from jobs.batches import log_mel
+from service.spec.sections import EvaluationConfig
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What a model heard in one row."""
+
+    row: int
+    text: str
+
+
+def shard(dataset: Any, rank: int, workers: int) -> list[int]:
+    """The rows that one worker transcribes, longest first, dealt out in turn so that all have about as much to do."""
+    durations = dataset["duration_s"]
+    longest_first = sorted(range(len(durations)), key=lambda row: (-durations[row], row))
+    return longest_first[rank::workers]
+
+
+def transcribe(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    rows: list[int],
+    settings: EvaluationConfig,
+    *,
+    multilingual: bool,
+    threads: int = 2,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[Hypothesis]:
+    """Transcribe rows in the order given (sort them by length: a batch decodes until its longest text has ended).
+
+    Args:
+        model: a Whisper model or a PeftModel around one, on its device.
+        processor: its WhisperProcessor.
+        dataset: rows with `path` and `language`.
+        rows: which of them.
+        settings: batch size, beams and the longest transcript.
+        multilingual: whether language and task go to generate().
+        threads: threads that read the next batch while this one is decoded.
+        progress: called with the number of rows done.
+    """
+    device = next(model.parameters()).device
+    size = settings.batch_size
+    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    was_training = model.training
+    model.eval()
+    done = 0
+
+    def read(chunk: list[int]) -> tuple[Any, list[str]]:
+        records = [dataset[row] for row in chunk]
+        features = log_mel(processor.feature_extractor, [read_audio(record["path"]) for record in records])
+        return features, [record["language"] for record in records]
+
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="audio") as pool:
+            ahead = [pool.submit(read, chunk) for chunk in chunks[:2]]
+            for index, chunk in enumerate(chunks):
+                features_BMF, languages = ahead[index].result()
+                if index + 2 < len(chunks):
+                    ahead.append(pool.submit(read, chunks[index + 2]))
+                ahead[index] = None  # type: ignore[call-overload]  # a batch of features is large: let it go
+                with torch.inference_mode():
+                    tokens_BT = model.generate(
+                        input_features=features_BMF.to(device),
+                        **generation_arguments(settings, languages if multilingual else None),
+                    )
+                texts = processor.batch_decode(tokens_BT, skip_special_tokens=True)
+                done += len(chunk)
+                progress(done)
+                for row, text in zip(chunk, texts, strict=True):
+                    yield Hypothesis(row, text.strip())
+    finally:
+        model.train(was_training)
+
+
+def generation_arguments(settings: EvaluationConfig, languages: list[str] | None) -> dict[str, Any]:
+    """Arguments of generate(): greedy unless beams are asked for, no timestamps, one language per row."""
+    arguments: dict[str, Any] = {
+        "do_sample": False,
+        "num_beams": settings.num_beams,
+        "max_new_tokens": settings.max_new_tokens,
+        "return_timestamps": False,
+    }
+    if languages is not None:
+        arguments |= {"language": languages, "task": "transcribe"}
+    return arguments

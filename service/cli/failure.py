@@ -1,0 +1,59 @@
+"""Errors on stderr: one line for one fault, a list for several, JSON with `-o json`; never a traceback."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from service.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, Fault, InputError, WhisperJobsError
+
+EXIT_USAGE = InputError.exit_code
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What the command ends with."""
+    if isinstance(error, WhisperJobsError):
+        return error.exit_code
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return EXIT_USAGE if isinstance(error, click.ClickException) else EXIT_INTERNAL
+
+
+def show_failure(error: BaseException, *, as_json: bool) -> None:
+    """Print an error for its reader."""
+    message, faults = _message(error)
+    if as_json:
+        content: dict[str, Any] = {"error": message, "exit_code": exit_code_of(error)}
+        content["faults"] = [_printable(fault) for fault in faults]
+        click.echo(json.dumps(content), err=True)
+    elif len(faults) > 1:
+        lines = [f"error: {len(faults)} faults", *(f"  {fault}" for fault in faults)]
+        click.echo("\n".join(lines), err=True)
+    else:
+        click.echo(f"error: {message}", err=True)
+
+
+def _message(error: BaseException) -> tuple[str, list[Fault]]:
+    if isinstance(error, InputError):
+        return str(error), error.faults
+    if isinstance(error, WhisperJobsError):
+        return str(error), []
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return "interrupted", []
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{error.format_message()} ({error.ctx.command_path} --help shows how)", []
+    if isinstance(error, click.ClickException):
+        return error.format_message(), []
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return f"{reason}; this is a fault of whisper-jobs: run again with --debug for the traceback", []
+
+
+def _printable(fault: Fault) -> dict[str, Any]:
+    content = fault.as_dict()
+    try:
+        json.dumps(content)
+    except (TypeError, ValueError):
+        content["value"] = repr(fault.value)[:200]
+    return content

@@ -1,0 +1,64 @@
+"""`run` and `evaluate`: a job on this machine, through the same program that a cluster runs."""
+
+from __future__ import annotations
+
+import click
+
+from service.cli.options import SpecCommand, SpecInput, is_debug, output_options, spec_options
+from service.cli.output import print_json, print_plan, spec_as_yaml, warn
+from service.spec.flags import Override
+from service.spec.load import LoadedSpec
+
+
+@click.command(cls=SpecCommand)
+@click.argument("spec", required=False)
+@spec_options
+@click.option("--dry-run", is_flag=True, help="Print the resolved spec and the plan; start nothing.")
+@click.option("--overwrite", is_flag=True, help="Delete what an earlier run left under the same root.")
+@output_options
+def run(spec_input: SpecInput, dry_run: bool, overwrite: bool, output: str) -> int:
+    """Run a job on this machine: a local Ray is started for it. The same command again goes on where it stopped."""
+    return _start(spec_input.load(), dry_run=dry_run, overwrite=overwrite, output=output)
+
+
+@click.command(cls=SpecCommand)
+@click.argument("model")
+@click.argument("csv")
+@spec_options
+@click.option("--dry-run", is_flag=True, help="Print the resolved spec and the plan; start nothing.")
+@click.option("--overwrite", is_flag=True, help="Delete what an earlier evaluation left under the same root.")
+@output_options
+def evaluate(spec_input: SpecInput, model: str, csv: str, dry_run: bool, overwrite: bool, output: str) -> int:
+    """Score MODEL on CSV: word and character error rates, with an interval.
+
+    MODEL is a hub id, a folder with a checkpoint or a PEFT adapter, or the root of a run.
+    """
+    loaded = spec_input.load(
+        Override("kind", "evaluate", "evaluate"),
+        Override("evaluation.model", model, "MODEL"),
+        Override("evaluation.csv", csv, "CSV"),
+    )
+    return _start(loaded, dry_run=dry_run, overwrite=overwrite, output=output)
+
+
+def _start(loaded: LoadedSpec, *, dry_run: bool, overwrite: bool, output: str) -> int:
+    if dry_run:
+        return _show_plan(loaded, output)
+    from service.local import run_locally
+
+    # The job reads the resolved spec and gives the advice itself; what was rewritten only we can tell.
+    warn(loaded.rewritten)
+    return run_locally(loaded.spec, overwrite=overwrite, output=output, debug=is_debug())
+
+
+def _show_plan(loaded: LoadedSpec, output: str) -> int:
+    from service.plan import make_plan
+
+    plan = make_plan(loaded.spec)
+    warn(loaded.warnings)
+    if output == "json":
+        print_json({"spec": loaded.spec.model_dump(mode="json"), "plan": plan.as_dict(), "warnings": loaded.warnings})
+    else:
+        click.echo(spec_as_yaml(loaded.spec))
+        print_plan(plan)
+    return 0

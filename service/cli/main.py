@@ -1,0 +1,70 @@
+"""`whisper-jobs`: the group of commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from service.cli.failure import exit_code_of, show_failure
+
+COMMANDS = {
+    "validate": "service.cli.specs",
+    "explain": "service.cli.specs",
+    "schema": "service.cli.specs",
+    "run": "service.cli.jobs",
+    "evaluate": "service.cli.jobs",
+    "verify": "service.cli.runs",
+    "manifest": "service.cli.manifests",
+}
+"""Where each command lives; its module is imported when it is called."""
+
+
+class Commands(click.Group):
+    """Commands that are imported on use, and errors that end in one clear message."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order in which they are needed."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import a command."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(COMMANDS[name]), name)
+        return command
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_: Any, **extra: Any) -> Any:
+        """Run the command line and end the process with its exit code."""
+        words = list(sys.argv[1:] if args is None else args)
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(words, prog_name or "whisper-jobs", **extra)
+        except (Exception, KeyboardInterrupt) as error:  # the outermost edge: nothing gets past it
+            if "--debug" in words and not isinstance(error, click.ClickException | click.Abort):
+                raise
+            show_failure(error, as_json=_wants_json(words))
+            code = exit_code_of(error)
+        sys.exit(code or 0)
+
+
+def _wants_json(words: list[str]) -> bool:
+    """Whether the output is to be JSON, told from the bare words, since they may be what is wrong."""
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    return any(
+        word in ("-ojson", "--output=json") or (word in ("-o", "--output") and value == "json") for word, value in pairs
+    )
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="whisper-jobs", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Fine-tune Whisper with LoRA and DoRA as Ray jobs, with the proof that the result is better."""
+
+
+def main() -> None:
+    """Entry point of the command `whisper-jobs`."""
+    cli()

@@ -1,0 +1,102 @@
+"""Results on stdout, as text or JSON; warnings on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from service.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from service.plan import Plan
+
+
+def print_json(content: Any) -> None:
+    """A result as JSON."""
+    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def warn(messages: Iterable[str]) -> None:
+    """What the user should know, one line each."""
+    for message in messages:
+        click.echo(f"warning: {message}", err=True)
+
+
+def spec_as_yaml(spec: JobSpec) -> str:
+    """The complete spec in the form that people write."""
+    import yaml
+
+    return str(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110))
+
+
+def print_plan(plan: Plan) -> None:
+    """A plan as text."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_facts(plan))
+    if plan.adapter:
+        console.print()
+        console.print(_adapters(plan))
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def _facts(plan: Plan) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 3, 0, 0))
+    rows = ", ".join(f"{'?' if count is None else f'{count:,}'} {name}" for name, count in plan.rows.items())
+    facts = [("job", plan.job_id), ("root", plan.root), ("clips", rows)]
+    if schedule := plan.schedule:
+        facts += [
+            ("effective batch", f"{schedule.effective_batch:,} clips"),
+            (
+                "steps",
+                f"{schedule.total_steps:,} ({schedule.steps_per_epoch:,} per epoch), {schedule.warmup_steps:,} warm-up",
+            ),
+            ("evaluations", f"{schedule.evaluations:,}, and the base model before"),
+            ("checkpoints", f"{schedule.checkpoints:,}"),
+        ]
+    if memory := plan.memory:
+        training, evaluation = memory.training, memory.evaluation
+        facts += [
+            (
+                "memory (estimate)",
+                f"{_gigabytes(training.total)} in training (base {_gigabytes(training.base)}, adapter and optimizer "
+                f"{_gigabytes(training.adapter)}, activations {_gigabytes(training.activations)})",
+            ),
+            ("", f"{_gigabytes(evaluation.total)} in evaluation, per worker"),
+        ]
+    for name, value in facts:
+        table.add_row(name, value)
+    return table
+
+
+def _adapters(plan: Plan) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table("adapted", box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    table.add_column("modules", justify="right")
+    table.add_column("trainable parameters", justify="right")
+    adapter = plan.adapter
+    if adapter is None:
+        return table
+    for part, counts in adapter.parts.items():
+        table.add_row(part, f"{counts['modules']:,}", f"{counts['parameters']:,}")
+    for name, parameters in adapter.saved.items():
+        table.add_row(f"{name} (in full)", "1", f"{parameters:,}")
+    share = f"{adapter.trainable_parameters:,} = {adapter.share:.2%} of {adapter.base_parameters:,}"
+    table.columns[0].footer, table.columns[1].footer = "all", f"{adapter.modules + len(adapter.saved):,}"
+    table.columns[2].footer = share
+    return table
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

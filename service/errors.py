@@ -1,0 +1,124 @@
+"""Every error that a user may see, and the exit code that goes with it.
+
+    WhisperJobsError            exit code
+    ├── InputError                  2   bad input; nothing was started, nothing was changed
+    │   ├── SpecError                   faults of a job spec or a flag
+    │   └── ManifestError               faults of a CSV or of the audio that it names
+    ├── JobFailedError              3   the job ran and failed
+    ├── StoppedError                4   the job was asked to stop, and did
+    ├── NotFoundError               5   no such run, artifact or model
+    ├── NotFinishedError            6   the run has no manifest.json yet
+    ├── InfeasibleError             9   the machine or cluster cannot hold the job
+    └── VerificationError          10   a result did not pass its proof: hashes, merge bound, coverage
+
+0 is success, 1 a fault of whisper-jobs itself, 130 an interruption by the user. Codes 7 (unauthorised) and 8
+(unreachable) belong to the commands that talk to a cluster.
+All of them survive pickling, since they cross process borders in Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+EXIT_DONE = 0
+EXIT_INTERNAL = 1
+EXIT_INTERRUPTED = 130
+
+_MISSING: Any = "\0missing"  # compared by value: an identity does not survive pickling
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: where it stands, what stands there, and what would be right."""
+
+    where: str
+    message: str
+    value: Any = _MISSING
+
+    @property
+    def has_value(self) -> bool:
+        """Whether there is a value to show (a missing setting has none)."""
+        return not (isinstance(self.value, str) and self.value == _MISSING)
+
+    def __str__(self) -> str:
+        shown = f" {_short(self.value)}" if self.has_value else ""
+        return f"{self.where}:{shown} {self.message}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fault as JSON: where, message and, where there is one, value."""
+        plain: dict[str, Any] = {"where": self.where, "message": self.message}
+        if self.has_value:
+            plain["value"] = self.value
+        return plain
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+class WhisperJobsError(Exception):
+    """Base of all errors with a message for the user; `exit_code` is what the command ends with."""
+
+    exit_code = EXIT_INTERNAL
+
+
+class InputError(WhisperJobsError):
+    """Bad input: one or more faults, all found in one go; nothing was started."""
+
+    exit_code = 2
+
+    def __init__(self, faults: Iterable[Fault] | str) -> None:
+        self.faults: list[Fault] = [] if isinstance(faults, str) else list(faults)
+        self._text = faults if isinstance(faults, str) else "\n".join(map(str, self.faults))
+        super().__init__(self._text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.faults or self._text,)
+
+
+class SpecError(InputError):
+    """A job spec or a flag is wrong."""
+
+
+class ManifestError(InputError):
+    """A CSV manifest is wrong, or the audio that it names."""
+
+
+class JobFailedError(WhisperJobsError):
+    """The job ran and failed."""
+
+    exit_code = 3
+
+
+class StoppedError(WhisperJobsError):
+    """The job was asked to stop, and did."""
+
+    exit_code = 4
+
+
+class NotFoundError(WhisperJobsError):
+    """No such run, artifact or model."""
+
+    exit_code = 5
+
+
+class NotFinishedError(WhisperJobsError):
+    """The run is not complete: it has no manifest.json."""
+
+    exit_code = 6
+
+
+class InfeasibleError(WhisperJobsError):
+    """The machine or cluster cannot hold the job."""
+
+    exit_code = 9
+
+
+class VerificationError(WhisperJobsError):
+    """A result did not pass its proof."""
+
+    exit_code = 10

@@ -1,0 +1,96 @@
+"""A job on this machine: `python -m jobs.main` as a child process, its output our output, its exit code ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from service.errors import InfeasibleError
+from service.spec.job import JobSpec
+
+JOBS_MAIN = "jobs.main"
+NEEDED = ("ray", "torch", "transformers", "peft")
+"""Packages of the extra `jobs` without which nothing runs here."""
+
+
+def run_locally(spec: JobSpec, *, overwrite: bool, output: str, debug: bool) -> int:
+    """Run a checked spec with a local Ray.
+
+    Returns:
+        the job's exit code.
+
+    Raises:
+        InfeasibleError: the packages that a job needs are not installed here.
+    """
+    require_jobs_extra()
+    with tempfile.TemporaryDirectory(prefix="whisper-jobs-") as folder:
+        path = Path(folder) / f"{spec.title}.json"
+        path.write_text(spec.to_json(), encoding="utf-8")
+        arguments = ["--config", str(path), *(["--overwrite"] if overwrite else [])]
+        return run_module(arguments, output=output, debug=debug)
+
+
+def run_module(arguments: Sequence[str], *, output: str, debug: bool) -> int:
+    """Run the cluster's program here, on a local Ray even where RAY_ADDRESS names a cluster.
+
+    Raises:
+        InfeasibleError: the packages that it needs are not installed here.
+    """
+    require_jobs_extra()
+    command = [sys.executable, "-m", JOBS_MAIN, *arguments, "-o", output, *(["--debug"] if debug else [])]
+    return wait_for(command, os.environ | {"RAY_ADDRESS": "local"})
+
+
+def require_jobs_extra() -> None:
+    """Refuse to start a job that cannot be imported.
+
+    Raises:
+        InfeasibleError: a package is missing.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InfeasibleError(
+            f"this machine has no {', '.join(missing)}, which a job needs: "
+            'pip install "whisper-jobs[jobs]" (the README says how to choose the CPU or CUDA build of torch)'
+        )
+
+
+def wait_for(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Run a command with our own input and output, and wait for its end, whatever signals come in between.
+
+    Returns:
+        its exit code; 128 + N where signal N has ended it.
+    """
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if child is None:
+            raise KeyboardInterrupt
+        # The terminal sends Ctrl-C to both of us; the child would take a second one for impatience.
+        if not (number == signal.SIGINT and _terminal_is_ours()):
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        child = subprocess.Popen(command, env=environment)
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+def _terminal_is_ours() -> bool:
+    """Whether this process is in the foreground of a terminal, so that Ctrl-C reaches its children by itself."""
+    try:
+        with open("/dev/tty", "rb") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False

@@ -1,0 +1,185 @@
+"""What a job will do, computed before anything is started: steps, checkpoints, adapters, parameters, memory."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from service.memory import Memory, evaluation_memory, training_memory
+from service.spec.job import JobSpec
+from service.spec.paths import is_uri
+from service.spec.targets import PARTS, AdaptedModule, adapted_modules, saved_modules
+from service.spec.whisper_dims import NotWhisperError, WhisperDims, dims_of
+from service.spec.whisper_modules import EMBEDDING, HEAD, modules, total_parameters
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The optimizer's steps.
+
+    Attributes:
+        evaluations: during the training, its end included; the base model is scored once more before it.
+        checkpoints: written during the training: one with each evaluation, and those of `save_steps`.
+    """
+
+    effective_batch: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    evaluations: int
+    checkpoints: int
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is trained.
+
+    Attributes:
+        parts: adapted modules and their parameters, by part of the model.
+        saved: modules that are trained in full, and their parameters.
+    """
+
+    modules: int
+    parts: dict[str, dict[str, int]]
+    saved: dict[str, int]
+    trainable_parameters: int
+    base_parameters: int
+
+    @property
+    def share(self) -> float:
+        """Trainable parameters as a fraction of the base model's."""
+        return self.trainable_parameters / self.base_parameters
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a job. What cannot be known here is None: the rows of a remote CSV, the dims of an unknown model."""
+
+    kind: str
+    job_id: str
+    root: str
+    rows: dict[str, int | None]
+    schedule: Schedule | None = None
+    adapter: Adapter | None = None
+    memory: Memory | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        content = asdict(self)
+        if self.adapter:
+            content["adapter"]["share"] = self.adapter.share
+        if self.memory:
+            content["memory"] = self.memory.as_dict()
+        return content
+
+
+def make_plan(spec: JobSpec) -> Plan:
+    """Plan a checked spec, without torch and without a network."""
+    if spec.kind == "evaluate":
+        rows = {"csv": count_rows(spec.evaluation.csv)}
+        return Plan(spec.kind, spec.job_id, spec.root, rows, notes=_unknown_rows(rows))
+    rows = {"train": count_rows(spec.training.train_csv), "val": count_rows(spec.training.val_csv)}
+    schedule = make_schedule(spec, rows["train"]) if rows["train"] else None
+    notes = _unknown_rows(rows) + _notes(spec, rows["train"], schedule)
+    dims = _known_dims(spec.training.base_model)
+    if dims is None:
+        notes.append(f"{spec.training.base_model} is not on this machine: parameters and memory are not known here")
+        return Plan(spec.kind, spec.job_id, spec.root, rows, schedule, notes=notes)
+    adapted = adapted_modules(spec.training, modules(dims))
+    adapter = describe_adapter(spec, dims, adapted)
+    memory = Memory(
+        training=training_memory(spec, dims, adapted, adapter.trainable_parameters),
+        evaluation=evaluation_memory(spec, dims),
+    )
+    return Plan(spec.kind, spec.job_id, spec.root, rows, schedule, adapter, memory, notes)
+
+
+def count_rows(path: str | None) -> int | None:
+    """Rows of a local CSV, its header and blank lines left out; None where it cannot be read here."""
+    if path is None or is_uri(path):
+        return None
+    try:
+        with open(Path(path), encoding="utf-8-sig", newline="") as file:
+            return max(0, sum(1 for row in csv.reader(file) if row) - 1)
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return None
+
+
+def make_schedule(spec: JobSpec, rows: int) -> Schedule:
+    """Steps, evaluations and checkpoints of a training on that many rows."""
+    training = spec.training
+    batch = training.per_dev_batch * training.grad_accum * spec.resources.workers
+    per_epoch = math.ceil(rows / batch)
+    total = per_epoch * training.epochs
+    evaluated = total // training.eval_steps + (total % training.eval_steps != 0)
+    saved = total // training.save_steps - total // math.lcm(training.save_steps, training.eval_steps)
+    saved_at_end = total % training.save_steps == 0 and total % training.eval_steps != 0
+    return Schedule(
+        effective_batch=batch,
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        warmup_steps=math.ceil(training.warmup_ratio * total),
+        evaluations=evaluated,
+        checkpoints=evaluated + saved - saved_at_end,
+    )
+
+
+def describe_adapter(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedModule]) -> Adapter:
+    """Adapted and saved modules with their parameters; equal to what PEFT counts."""
+    parts = {}
+    for part in PARTS:
+        inside = [module for module in adapted if module.part == part]
+        if inside:
+            parts[part] = {"modules": len(inside), "parameters": sum(module.parameters for module in inside)}
+    saved = _saved(spec, dims)
+    return Adapter(
+        modules=len(adapted),
+        parts=parts,
+        saved=saved,
+        trainable_parameters=sum(module.parameters for module in adapted) + sum(saved.values()),
+        base_parameters=total_parameters(dims),
+    )
+
+
+def _saved(spec: JobSpec, dims: WhisperDims) -> dict[str, int]:
+    """Parameters of the modules that are trained in full; what lies inside another one counts once."""
+    by_name = {module.name: module for module in modules(dims)}
+    hits = saved_modules(spec.training.modules_to_save, by_name)
+    outer = [name for name in hits if not any(name.startswith(f"{other}.") for other in hits)]
+    # The output head is the embedding's own matrix, and stays tied to it.
+    outer = [name for name in outer if name != HEAD or EMBEDDING not in outer]
+    return {name: by_name[name].parameters for name in outer}
+
+
+def _known_dims(base_model: str) -> WhisperDims | None:
+    try:
+        return dims_of(base_model)
+    except NotWhisperError:
+        return None
+
+
+def _unknown_rows(rows: dict[str, int | None]) -> list[str]:
+    unknown = [name for name, count in rows.items() if count is None]
+    return [f"the rows of {' and '.join(unknown)} cannot be counted here"] if unknown else []
+
+
+def _notes(spec: JobSpec, rows: int | None, schedule: Schedule | None) -> list[str]:
+    """What a look at the schedule tells that the settings alone do not."""
+    if schedule is None or rows is None:
+        return []
+    notes = []
+    training = spec.training
+    if schedule.total_steps < training.eval_steps:
+        notes.append(
+            f"eval_steps is {training.eval_steps} and the training has {schedule.total_steps} steps: "
+            "only its end is evaluated"
+        )
+    if schedule.effective_batch > rows:
+        notes.append(f"the effective batch of {schedule.effective_batch} holds all {rows} clips: one step per epoch")
+    if spec.data.bad_rows == "reject":
+        notes.append("rows that are rejected are still counted here")
+    return notes

@@ -1,0 +1,124 @@
+"""Checks of the files and folders that a spec names. Only headers are read: rows and audio are checked by the job."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from service.spec.findings import Finding, Findings
+from service.spec.job import JobSpec
+from service.spec.paths import is_uri
+from service.spec.settings import nearest
+from service.spec.whisper_dims import is_folder
+
+COLUMNS = ("path", "text")
+"""What every CSV must have."""
+
+AUDIO = {".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"}
+
+
+def _train_csvs(spec: JobSpec) -> Findings:
+    train, held_out = spec.training.train_csv, spec.training.val_csv
+    yield from _csv("training.train_csv", train)
+    yield from _csv("training.val_csv", held_out)
+    if train and held_out and _same(train, held_out):
+        yield Finding(
+            ("training.val_csv", "training.train_csv"),
+            "is the training set itself, on which every model looks good; give clips that are held out",
+            held_out,
+        )
+
+
+def _scored_csv(spec: JobSpec) -> Findings:
+    yield from _csv("evaluation.csv", spec.evaluation.csv)
+
+
+def _csv(setting: str, path: str | None) -> Findings:
+    if path is None or is_uri(path):
+        return
+    if problem := csv_problem(Path(path)):
+        yield Finding((setting,), problem, path)
+
+
+def csv_problem(path: Path) -> str:
+    """What keeps a CSV from being used, judged by its header and first row; empty where nothing does."""
+    if path.is_dir():
+        return "is a folder; `whisper-jobs manifest build` makes CSVs from a folder of audio"
+    if path.suffix.lower() in AUDIO:
+        return "is an audio file; give a CSV with the columns path and text"
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            header = next(rows, [])
+            has_row = next(rows, None) is not None
+    except FileNotFoundError:
+        return "does not exist; give the path of a CSV, absolute or from the current folder on"
+    except OSError as error:
+        return f"cannot be read ({(error.strerror or str(error)).lower()}); give a CSV with the columns path and text"
+    except UnicodeDecodeError:
+        return "is not UTF-8 text; save the CSV as UTF-8"
+    except (csv.Error, ValueError):
+        return "is not a CSV; give one with the columns path and text"
+    return _header_problem(header, has_row)
+
+
+def _header_problem(header: list[str], has_row: bool) -> str:
+    columns = [column.strip().lower() for column in header]
+    missing = [column for column in COLUMNS if column not in columns]
+    if not header:
+        return "is empty; give a CSV with the columns path and text"
+    if len(columns) == 1 and (wrong := next((mark for mark in (";", "\t", "|") if mark in header[0]), None)):
+        return f"has its columns parted by {wrong!r}; part them by commas"
+    if missing:
+        known = {"path": ("file", "filename", "audio", "wav", "audio_path"), "text": ("sentence", "transcript")}
+        alike = [name for gap in missing for name in columns if name in known[gap] or nearest(gap, [name])]
+        hint = f"; rename {alike[0]!r}" if len(alike) == len(missing) == 1 else ""
+        return f"has no column {' and no column '.join(missing)} (it has {', '.join(columns)}){hint or '; add it'}"
+    return "" if has_row else "has a header and no row; give at least one clip"
+
+
+def _root(spec: JobSpec) -> Findings:
+    """The run's root: a folder of its own, in which nothing lies that the run reads."""
+    setting = "training.outdir" if spec.training.outdir else "storage.uri"
+    value = spec.training.outdir or spec.storage.uri
+    if is_uri(value) and not value.startswith("file://"):
+        yield Finding(
+            (setting,), "is a URI, and this version keeps a run's files in a local or shared folder; give one", value
+        )
+        return
+    folder = Path(value.removeprefix("file://"))
+    blocked = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if blocked.is_file():
+        message = "is a file; give a folder" if blocked == folder else f"lies below {blocked}, a file; give a folder"
+        yield Finding((setting,), message, value)
+    if setting != "training.outdir" or blocked.is_file():
+        return
+    for name in ("train_csv", "val_csv", "base_model"):
+        source = getattr(spec.training, name)
+        if not source or is_uri(source) or (name == "base_model" and not is_folder(source)):
+            continue
+        if Path(source).resolve().is_relative_to(folder.resolve()):
+            message = f"holds the {name}, which a run may overwrite; give a folder of its own"
+            yield Finding((setting, f"training.{name}"), message, value)
+            return
+
+
+def _scored_path(spec: JobSpec) -> Findings:
+    model = spec.evaluation.model
+    if model and is_folder(model) and not Path(model).is_dir():
+        state = "is a file" if Path(model).exists() else "does not exist"
+        yield Finding(("evaluation.model",), f"{state}; give a hub id, a folder or the root of a run", model)
+
+
+def _same(one: str, other: str) -> bool:
+    if is_uri(one) or is_uri(other):
+        return one == other
+    return Path(one).resolve() == Path(other).resolve()
+
+
+FILE_CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
+    "train": (_train_csvs, _root),
+    "evaluate": (_scored_csv, _scored_path, _root),
+}
+"""The checks that look at files, by the kind of job."""

@@ -1,0 +1,205 @@
+"""Checks across settings, each a small function over the spec; those of files and modules have their own files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from service.spec.base import Spec
+from service.spec.check_files import FILE_CHECKS
+from service.spec.check_modules import module_findings, rank_findings
+from service.spec.findings import Finding, Findings, advice
+from service.spec.job import JobSpec
+from service.spec.settings import nearest
+from service.spec.whisper_dims import OPENAI, NotWhisperError, WhisperDims, dims_of, is_folder
+from service.spec.whisper_modules import modules
+
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""accelerate's names."""
+
+PROMPT_TOKENS = 4
+"""Start, language, task and no-timestamps: what stands before a transcript."""
+
+
+def findings(spec: JobSpec, *, check_files: bool = True) -> Findings:
+    """Everything that is wrong with a spec whose settings are each valid, or that is probably not meant.
+
+    Args:
+        check_files: whether to look at the files that the spec names.
+    """
+    for check in CHECKS[spec.kind]:
+        yield from check(spec)
+    if check_files:
+        for check in FILE_CHECKS[spec.kind]:
+            yield from check(spec)
+    if spec.kind == "train":
+        yield from _base_model(spec, check_files=check_files)
+
+
+def _required(spec: JobSpec) -> Findings:
+    wanted: dict[str, list[tuple[str, str]]] = {
+        "train": [
+            ("training.train_csv", "give the CSV of the clips to train on"),
+            ("training.val_csv", "give the CSV of the held-out clips"),
+        ],
+        "evaluate": [
+            ("evaluation.model", "give the model to score: a hub id, a folder or the root of a run"),
+            ("evaluation.csv", "give the CSV to score it on"),
+        ],
+    }
+    for path, way_out in wanted[spec.kind]:
+        section, name = path.split(".")
+        section_spec: Spec = getattr(spec, section)
+        if getattr(section_spec, name) is None:
+            yield Finding((path, "kind"), f"is missing; {way_out}")
+
+
+def _precision(spec: JobSpec) -> Findings:
+    training, gpus = spec.training, spec.resources.gpus_per_worker
+    if training.fp16 and training.bf16:
+        yield Finding(("training.fp16", "training.bf16"), "and bf16 exclude each other; switch one of them off")
+    if training.fp16 and gpus == 0:
+        yield Finding(
+            ("training.fp16", "resources.gpus_per_worker"),
+            "needs a GPU, and resources.gpus_per_worker is 0; switch fp16 off or give each worker a GPU",
+        )
+    if spec.engine.attention != "flash_attention_2":
+        return
+    if gpus == 0:
+        yield Finding(
+            ("engine.attention", "resources.gpus_per_worker"),
+            "needs a GPU, and resources.gpus_per_worker is 0; take sdpa",
+            spec.engine.attention,
+        )
+    elif not training.fp16 and training.bf16 is False:
+        yield Finding(
+            ("engine.attention", "training.bf16", "training.fp16"),
+            "works in half precision only; set training.bf16 or training.fp16 to true, or take sdpa",
+            spec.engine.attention,
+        )
+
+
+def _offload(spec: JobSpec) -> Findings:
+    training = spec.training
+    runtime = training.lora_runtime_config
+    if runtime is not None and training.dora_ephemeral_offload and not runtime.ephemeral_gpu_offload:
+        yield Finding(
+            ("training.dora_ephemeral_offload", "training.lora_runtime_config"),
+            "is on, and lora_runtime_config says ephemeral_gpu_offload is off; keep one of the two",
+        )
+    elif not training.use_dora and (training.dora_ephemeral_offload or (runtime and runtime.ephemeral_gpu_offload)):
+        name = "dora_ephemeral_offload" if training.dora_ephemeral_offload else "lora_runtime_config"
+        yield advice(f"training.{name}", "has no effect without use_dora")
+
+
+def _resources(spec: JobSpec) -> Findings:
+    gpus, workers = spec.resources.gpus_per_worker, spec.resources.workers
+    if gpus is None or gpus == 0:
+        return
+    if gpus > 1 and not gpus.is_integer():
+        yield Finding(
+            ("resources.gpus_per_worker",), "is no share that Ray gives: below 1, or a whole number of GPUs", gpus
+        )
+    elif gpus > 1:
+        yield advice("resources.gpus_per_worker", "a worker trains on one GPU; raise resources.workers instead", gpus)
+    elif gpus < 1 and workers > 1:
+        yield Finding(
+            ("resources.gpus_per_worker", "resources.workers"),
+            f"lets {workers} workers share a GPU, which NCCL refuses; give 1, or one worker",
+            gpus,
+        )
+
+
+def _trackers(spec: JobSpec) -> Findings:
+    for name in spec.engine.report_to:
+        if name.lower() not in (*TRACKERS, "none"):
+            close = nearest(name, TRACKERS)
+            way_out = f"did you mean {close[0]}?" if close else f"known are {', '.join(TRACKERS)}"
+            yield Finding(("engine.report_to",), f"is no tracker that accelerate knows; {way_out}", name)
+
+
+def _advice_on_training(spec: JobSpec) -> Findings:
+    training = spec.training
+    if training.warmup_ratio > 0.5:
+        yield advice("training.warmup_ratio", "is most of the training; 0 to 0.2 are usual", training.warmup_ratio)
+    if training.lr > 1e-2:
+        yield advice("training.lr", "is far above what adapters bear; 5e-5 to 1e-3 are usual", training.lr)
+
+
+def _base_model(spec: JobSpec, *, check_files: bool) -> Findings:
+    """The checkpoint's name, and what can be checked once its dims are known."""
+    name = spec.training.base_model
+    misnamed = list(_hub_name("training.base_model", name))
+    yield from misnamed
+    if any(finding.fatal for finding in misnamed):
+        return
+    try:
+        dims = dims_of(name)
+    except NotWhisperError as error:
+        if check_files:
+            yield Finding(("training.base_model",), str(error), name)
+        return
+    if dims is None:
+        yield from rank_findings(spec.training)
+        yield advice("training.base_model", "is not on this machine: its modules are checked where the job runs", name)
+        english_only = name.endswith(".en")
+    else:
+        yield from findings_on(spec, dims)
+        english_only = dims.english_only
+    if english_only and spec.training.language != "en":
+        yield Finding(
+            ("training.language", "training.base_model"),
+            f"is not a language of {name}, which knows English only; take a checkpoint without `.en`",
+            spec.training.language,
+        )
+
+
+def findings_on(spec: JobSpec, dims: WhisperDims) -> Findings:
+    """The checks that need the model's dims. The job makes them itself for a checkpoint that only the cluster knows."""
+    yield from module_findings(spec.training, modules(dims), dims)
+    room = dims.max_target_positions - PROMPT_TOKENS
+    if spec.evaluation.max_new_tokens > room:
+        yield Finding(
+            ("evaluation.max_new_tokens",),
+            f"is more than the decoder's {dims.max_target_positions} positions hold; give {room} or less",
+            spec.evaluation.max_new_tokens,
+        )
+
+
+def _hub_name(setting: str, name: str) -> Findings:
+    if name.startswith(("http://", "https://")) and "huggingface.co/" in name:
+        hub_id = "/".join(name.split("huggingface.co/", 1)[1].split("/")[:2])
+        yield Finding((setting,), f"is a web address; give the hub id, {hub_id!r}", name)
+    elif "://" in name:
+        yield Finding((setting,), "is a URI; give a hub id, or a local or shared folder", name)
+    elif is_folder(name) or name in OPENAI:
+        return
+    elif guesses := [hub_id for hub_id in (f"openai/{name}", f"openai/whisper-{name}") if hub_id in OPENAI]:
+        yield Finding((setting,), f"is neither a hub id nor a folder; did you mean {guesses[0]!r}?", name)
+    elif not _is_hub_id(name):
+        close = nearest(f"openai/whisper-{name.rsplit('/', 1)[-1].removeprefix('whisper-')}", OPENAI)
+        hint = f"did you mean {close[0]!r}?" if close else "give one such as 'openai/whisper-small'"
+        yield Finding((setting,), f"is neither a folder on this machine nor a hub id; {hint}", name)
+    elif name.startswith("openai/"):
+        close = nearest(name, OPENAI)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        yield advice(setting, f"is no Whisper of OpenAI's that this version knows{hint}", name)
+
+
+def _is_hub_id(name: str) -> bool:
+    owner, slash, repository = name.partition("/")
+    return bool(slash) and all(
+        part and part[0] not in "-." and part.replace("-", "").replace(".", "").replace("_", "").isalnum()
+        for part in (owner, repository)
+    )
+
+
+def _scored_model(spec: JobSpec) -> Findings:
+    if spec.evaluation.model is not None:
+        yield from _hub_name("evaluation.model", spec.evaluation.model)
+
+
+CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
+    "train": (_required, _precision, _offload, _resources, _trackers, _advice_on_training),
+    "evaluate": (_required, _precision, _resources, _scored_model),
+}
+"""The checks that need nothing but the spec, by the kind of job."""

@@ -1,0 +1,80 @@
+"""`JobSpec`: the one description of a job."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Literal
+
+from pydantic import Field
+
+from service.spec.base import Spec
+from service.spec.sections import DataConfig, EngineConfig, EvaluationConfig, ResourcesConfig, StorageConfig
+from service.spec.training import TrainingConfig
+
+
+class JobSpec(Spec):
+    """A job. All that it needs to run again as it stands, except addresses and credentials."""
+
+    kind: Literal["train", "evaluate"] = "train"
+    """What the job does: `train` fine-tunes, scores, merges and publishes; `evaluate` scores a model on a CSV."""
+
+    name: str | None = Field(
+        default=None, pattern=r"^[a-z0-9]([a-z0-9._-]{0,38}[a-z0-9])?$", examples=["call-centre-nl"]
+    )
+    """Name of the job: small letters, digits, `.`, `_` and `-`, 40 at most. Default: made from the base model and
+    method."""
+
+    data: DataConfig = DataConfig()
+    """How audio reaches the model."""
+
+    training: TrainingConfig = TrainingConfig()
+    """What is trained, on what, and how."""
+
+    engine: EngineConfig = EngineConfig()
+    """How training steps are made."""
+
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How a model is scored."""
+
+    resources: ResourcesConfig = ResourcesConfig()
+    """What the job asks of the cluster."""
+
+    storage: StorageConfig = StorageConfig()
+    """Where results go."""
+
+    @property
+    def title(self) -> str:
+        """The job's name, or one made from what it does."""
+        if self.name:
+            return self.name
+        model = self.evaluation.model if self.kind == "evaluate" else self.training.base_model
+        stem = re.sub(r"[^a-z0-9.-]+", "-", (model or "model").rstrip("/").rsplit("/", 1)[-1].lower()).strip("-.")
+        method = "evaluate" if self.kind == "evaluate" else "dora" if self.training.use_dora else "lora"
+        return f"{stem[:30] or 'model'}-{method}"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what the result depends on. Order counts in pattern settings: the first match wins.
+
+        Where the artifacts go and how long to wait for a cluster do not change the result, so they are left out.
+        """
+        content = self.model_dump(
+            mode="json", exclude={"name": True, "storage": True, "resources": {"wait_s"}, "training": {"outdir"}}
+        )
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+    @property
+    def job_id(self) -> str:
+        """Name and the spec's hash: the same job has the same id, another one has another."""
+        return f"{self.title}-{self.sha256[:8]}"
+
+    @property
+    def root(self) -> str:
+        """Where the artifacts of this job stand: a folder or URI."""
+        return self.training.outdir or f"{self.storage.uri.rstrip('/')}/{self.job_id}"
+
+    def to_json(self) -> str:
+        """The complete spec as JSON, every default written out; loading it gives an equal spec."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"

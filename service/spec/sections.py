@@ -1,0 +1,96 @@
+"""The sections of a spec beside `training`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from service.spec.base import Float, Int, Names, Spec
+
+
+class DataConfig(Spec):
+    """How audio reaches the model."""
+
+    bad_rows: Literal["error", "reject"] = "error"
+    """What to do with rows that cannot be used (no such file, unreadable, over 30 s, no text, too many tokens): `error`
+    ends the job before it trains and lists them all; `reject` leaves them out and lists them in rejects.csv."""
+
+    prefetch: Int = Field(default=4, ge=1)
+    """Micro-batches that are decoded ahead of the model, per worker."""
+
+    threads: Int = Field(default=2, ge=1)
+    """Threads per worker that decode, resample and compute log-mel features."""
+
+
+class EngineConfig(Spec):
+    """How training steps are made; defaults that few need to touch."""
+
+    max_grad_norm: Float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm where theirs is larger."""
+
+    weight_decay: Float = Field(default=0.0, ge=0)
+    """Weight decay of AdamW on the trained parameters."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+
+    keep_checkpoints: Int = Field(default=2, ge=1)
+    """How many of the last checkpoints are kept. Each carries the best adapter by WER so far, so that one is never
+    lost."""
+
+    report_to: Names = Field(default=["tensorboard"])
+    """Experiment trackers that get the training curves, by accelerate's names (`tensorboard`, `wandb`, `mlflow`, ...).
+    An empty list: none. events.jsonl is always written."""
+
+    threads: Int | None = Field(default=None, ge=1, examples=[8])
+    """CPU threads of torch in each worker. Default: the worker's CPUs."""
+
+
+class EvaluationConfig(Spec):
+    """How a model is scored, in training and on its own."""
+
+    model: str | None = Field(default=None, min_length=1, examples=["openai/whisper-small"])
+    """For `kind: evaluate`: what to score. A hub id, a folder with a checkpoint, a PEFT adapter, or the root of a
+    run."""
+
+    csv: str | None = Field(default=None, min_length=1, examples=["data/test.csv"])
+    """For `kind: evaluate`: the CSV to score it on, in the form of `training.val_csv`."""
+
+    batch_size: Int = Field(default=32, ge=1)
+    """Clips that are transcribed at once, per worker. They are sorted by length first."""
+
+    num_beams: Int = Field(default=1, ge=1)
+    """Beams of the decoder; 1 is greedy."""
+
+    max_new_tokens: Int = Field(default=225, ge=1, le=444)
+    """Longest transcript, in tokens."""
+
+    bootstrap: Int = Field(default=1000, ge=0)
+    """Resamples of the utterances behind the 95 % interval of the WER; 0 leaves the interval out."""
+
+
+class ResourcesConfig(Spec):
+    """What the job asks of the Ray cluster."""
+
+    workers: Int = Field(default=1, ge=1)
+    """Training workers (processes), one model copy each."""
+
+    gpus_per_worker: Float | None = Field(default=None, ge=0, examples=[1])
+    """GPUs of each worker. Default: 1 where the cluster has GPUs, else 0."""
+
+    cpus_per_worker: Float = Field(default=1, gt=0)
+    """CPUs of each worker."""
+
+    wait_s: Float = Field(default=300, ge=0)
+    """How long to wait, in seconds, for a cluster that cannot hold the job yet (an autoscaler may add nodes)."""
+
+
+class StorageConfig(Spec):
+    """Where results go. Addresses and credentials come from the environment, never from a spec."""
+
+    uri: str = Field(default="./runs", min_length=1)
+    """Folder under which each run gets its root, `<uri>/<job id>`, unless `training.outdir` names the root itself."""

@@ -1,0 +1,210 @@
+"""`training`: the settings of the old toolkit, by its names, flat. An unwrapped file of that toolkit is a train job."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from service.spec.base import Float, Int, JsonText, Spec, check_regex, parse_json_text, parse_names
+from service.spec.languages import CODE_OF_NAME, LANGUAGES
+
+DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+
+INITS = ("gaussian", "orthogonal")
+"""Initialisations that are taken by name, beside true and false."""
+
+REFUSED_INITS = {
+    "pissa": "it changes the base weights, and a saved adapter would not fit the untouched base; not in this version",
+    "olora": "it changes the base weights, and a saved adapter would not fit the untouched base; not in this version",
+    "eva": "it needs a pass over the training data before the training; not in this version",
+    "corda": "it needs a pass over the training data before the training; not in this version",
+    "lora_ga": "without its own pass over the data it silently is plain LoRA; not in this version",
+    "mica": "not in this version",
+    "loftq": "it quantises the base, and no low-rank adapter carries that difference",
+}
+
+
+class LoraRuntime(Spec):
+    """Runtime options of PEFT's LoraRuntimeConfig."""
+
+    ephemeral_gpu_offload: bool = False
+    """Compute DoRA's norms on the GPU although the adapter lies in CPU memory. No effect without a GPU."""
+
+
+def _as_targets(value: Any) -> Any:
+    value = parse_json_text(value)
+    # One plain name is a list of one; PEFT would read it as a regex that must match a whole module path.
+    if isinstance(value, str) and re.fullmatch(r"[\w.]*\w", value):
+        return [value]
+    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        return value
+    raise PydanticCustomError("targets", "is neither a list of module names nor a regular expression")
+
+
+def _check_targets(value: list[str] | str) -> list[str] | str:
+    names = [value] if isinstance(value, str) else value
+    if not names or any(not name.strip() for name in names):
+        raise PydanticCustomError("targets_empty", "names no module; give at least one, such as q_proj")
+    if isinstance(value, str):
+        check_regex(value)
+    return value
+
+
+def _check_language(value: str) -> str:
+    if value in LANGUAGES:
+        return value
+    lower = value.lower()
+    primary = re.split("[-_]", lower)[0]  # en-US is Whisper's en
+    code = CODE_OF_NAME.get(lower) or next((code for code in (lower, primary) if code in LANGUAGES), None)
+    hint = f"; did you mean {code!r}?" if code else "; give a code such as 'en', 'es' or 'de'"
+    raise PydanticCustomError("language", "is not a language code that Whisper knows{hint}", {"hint": hint})
+
+
+def _as_init(value: Any) -> Any:
+    value = True if value is None else parse_json_text(value)
+    if not isinstance(value, bool | str):
+        raise PydanticCustomError(
+            "init", "is no known initialisation; give true, false, {known}", {"known": " or ".join(INITS)}
+        )
+    return value
+
+
+def _check_init(value: bool | str) -> bool | str:
+    if isinstance(value, bool) or value in INITS:
+        return value
+    family = "pissa" if value.startswith("pissa") else value
+    if family in REFUSED_INITS:
+        raise PydanticCustomError("init_refused", "is refused: {reason}", {"reason": REFUSED_INITS[family]})
+    raise PydanticCustomError(
+        "init", "is no known initialisation; give true, false, {known}", {"known": " or ".join(INITS)}
+    )
+
+
+def _check_pattern(value: dict[str, int] | None) -> dict[str, int] | None:
+    for key in value or {}:
+        check_regex(key)
+        check_regex(rf"(.*\.)?({key})$")  # what PEFT makes of it
+    return value or None
+
+
+Targets = Annotated[list[str] | str, AfterValidator(_check_targets), BeforeValidator(_as_targets)]
+Language = Annotated[str, AfterValidator(_check_language)]
+Init = Annotated[
+    bool | str,
+    AfterValidator(_check_init),
+    BeforeValidator(_as_init),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string", "enum": list(INITS)}, {"type": "null"}]}),
+]
+Pattern = Annotated[dict[str, Annotated[Int, Field(ge=1)]] | None, AfterValidator(_check_pattern), JsonText]
+
+
+class TrainingConfig(Spec):
+    """What is trained, on what, and how."""
+
+    base_model: str = Field(default="openai/whisper-medium.en", min_length=1)
+    """Whisper checkpoint to start from: a hub id (`openai/whisper-large-v3-turbo`) or a local folder in transformers'
+    format. Larger ones are more accurate and need more memory; a `.en` checkpoint knows English only."""
+
+    train_csv: str | None = Field(default=None, min_length=1, examples=["data/train.csv"])
+    """CSV of the training clips with columns `path`, `text` and, optionally, `language`. Audio paths are taken relative
+    to the CSV, or absolute. `whisper-jobs manifest build` writes one."""
+
+    val_csv: str | None = Field(default=None, min_length=1, examples=["data/val.csv"])
+    """CSV of the held-out clips, in the same form. WER and CER, before and after, are measured on it."""
+
+    outdir: str | None = Field(default=None, min_length=1, examples=["./whisper-medium-calls"])
+    """Folder of the run's artifacts (`<outdir>/adapter`, `<outdir>/merged`, ...). The same spec resumes there, another
+    one is refused, unless `--overwrite` is given. Default: `<storage.uri>/<job id>`."""
+
+    language: Language = "en"
+    """Language of rows that name none, as Whisper's code (`en`, `es`, ...); it sets the decoder's language token."""
+
+    seed: Int = Field(default=42, ge=0, lt=2**32)
+    """Seed of shuffling, adapter initialisation and dropout."""
+
+    epochs: Int = Field(default=3, ge=1)
+    """Passes over the training set. 3 to 5 are usual; the best checkpoint by WER is the one that is kept."""
+
+    lr: Float = Field(default=5e-5, gt=0, le=1)
+    """Peak learning rate of AdamW. LoRA and DoRA mostly want 5e-5 to 1e-3."""
+
+    warmup_ratio: Float = Field(default=0.08, ge=0, lt=1)
+    """Share of all optimizer steps over which the learning rate rises linearly; it then falls linearly to 0. 0 to 0.2
+    are usual."""
+
+    per_dev_batch: Int = Field(default=2, ge=1)
+    """Clips per worker in one forward pass, in training. 2 fit a 24 GB GPU with whisper-medium; raise it as memory
+    allows."""
+
+    grad_accum: Int = Field(default=4, ge=1)
+    """Forward passes whose gradients are summed before an optimizer step. Effective batch = per_dev_batch x grad_accum
+    x workers."""
+
+    logging_steps: Int = Field(default=50, ge=1)
+    """Optimizer steps between two logged values of loss, learning rate and gradient norm."""
+
+    save_steps: Int = Field(default=500, ge=1)
+    """Optimizer steps between two checkpoints. Every evaluation writes one too."""
+
+    eval_steps: Int = Field(default=500, ge=1)
+    """Optimizer steps between two evaluations (WER by generation over the validation set). The end is always
+    evaluated."""
+
+    fp16: bool = False
+    """Train in float16 mixed precision with loss scaling; needs a GPU. Excludes `bf16`."""
+
+    bf16: bool | None = Field(default=None, examples=[True])
+    """Train in bfloat16 mixed precision. Default (null): on where the worker's GPU has bfloat16 and `fp16` is off."""
+
+    freeze_encoder: bool = False
+    """Leave the encoder as it is: no adapter in it, and its forward runs without gradients."""
+
+    lora_r: Int = Field(default=16, ge=1)
+    """Rank r of the update B @ A, with A (r, in_features) and B (out_features, r). 8 to 32 are usual."""
+
+    lora_alpha: Int = Field(default=32, ge=1)
+    """Scale of the update: it is multiplied by lora_alpha / lora_r. Twice the rank is a good start."""
+
+    lora_dropout: Float = Field(default=0.05, ge=0, lt=1)
+    """Dropout probability on the adapters' inputs in training; 0 for large data sets."""
+
+    lora_target_modules: Targets = DEFAULT_TARGETS
+    """Modules that get an adapter: a list of names, each taken as a whole name or the end of one, or one regular
+    expression that matches whole names. Whisper's attention output is `out_proj`; `o_proj` is taken to mean it. A name
+    that matches nothing is an error."""
+
+    modules_to_save: Annotated[list[str] | None, BeforeValidator(parse_names)] = Field(
+        default=None, examples=[["embed_tokens"]]
+    )
+    """Modules that are trained in full and saved beside the adapter, such as `embed_tokens` (which stays tied to the
+    output head)."""
+
+    use_dora: bool = False
+    """Weight-decomposed LoRA: a trained magnitude per output row, and the low-rank update gives the direction."""
+
+    dora_ephemeral_offload: bool = False
+    """Short for `lora_runtime_config: {ephemeral_gpu_offload: true}`. It matters with DoRA and a GPU only."""
+
+    lora_runtime_config: Annotated[LoraRuntime | None, JsonText] = Field(
+        default=None, examples=[{"ephemeral_gpu_offload": True}]
+    )
+    """PEFT's LoraRuntimeConfig, as an object or a JSON string: `{"ephemeral_gpu_offload": true}`."""
+
+    lora_init: Init = Field(default=True, examples=["orthogonal"])
+    """How A and B begin. true (and null): PEFT's default, B = 0, so the start is the base model; `gaussian` likewise.
+    `orthogonal` too starts neutral (even ranks only). false starts from random A and B, not from the base model."""
+
+    lora_rank_pattern: Pattern = Field(default=None, examples=[{"decoder.layers.0.encoder_attn.k_proj": 32}])
+    """Ranks for single modules: an object from module name or regular expression to rank, also as a JSON string:
+    `{"decoder.layers.0.encoder_attn.k_proj": 32}`. The first key that matches wins; one that matches nothing is an
+    error."""
+
+    lora_alpha_pattern: Pattern = Field(default=None, examples=[{"decoder.layers.*": 48}])
+    """Alphas for single modules, in the same form: `{"decoder.layers.*": 48}`."""
+
+    merge_lora: bool = True
+    """After training, merge the adapter into the base in float32 and save the result under `<root>/merged` in the
+    checkpoint's own precision."""

@@ -1,0 +1,66 @@
+"""pydantic's validation errors as faults in plain words: what is wrong with the value, and what would be right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from service.spec.settings import find, nearest
+
+Context = Mapping[str, Any]
+
+
+def _number(value: Any) -> str:
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _choices(context: Context) -> str:
+    return f"is not one of {str(context['expected']).replace(' or ', ', ')}"
+
+
+WORDS: dict[str, str | Callable[[Context], str]] = {
+    "bool_parsing": "is neither true nor false",
+    "bool_type": "is neither true nor false",
+    "dict_type": 'is not an object; give one such as {"decoder.layers.0.fc1": 32}',
+    "finite_number": "is not a finite number; give one",
+    "float_parsing": "is not a number; give one such as 0.1",
+    "float_type": "is not a number; give one such as 0.1",
+    "greater_than": lambda context: f"is too small; give more than {_number(context['gt'])}",
+    "greater_than_equal": lambda context: f"is too small; give {_number(context['ge'])} or more",
+    "int_from_float": "is not a whole number; give one such as 4",
+    "int_parsing": "is not a whole number; give one such as 4",
+    "int_parsing_size": "is out of all bounds; give a smaller number",
+    "int_type": "is not a whole number; give one such as 4",
+    "less_than": lambda context: f"is too large; give less than {_number(context['lt'])}",
+    "less_than_equal": lambda context: f"is too large; give {_number(context['le'])} or less",
+    "list_type": "is not a list; give one such as [embed_tokens]",
+    "literal_error": _choices,
+    "model_type": 'is not an object; give one such as {"ephemeral_gpu_offload": true}',
+    "number_not_bool": "is not a number; give one",
+    "string_pattern_mismatch": "is not a name of small letters, digits, `.`, `_` and `-`, 40 at most; give one",
+    "string_too_short": "is empty; give a value or leave the setting out",
+    "string_type": "is not text; put it in quotes",
+}
+"""Message by pydantic's error type; a type that is not here keeps pydantic's own words."""
+
+
+def message(error: Mapping[str, Any]) -> str:
+    """What a pydantic error says, in plain words that follow the setting's name and the value.
+
+    Args:
+        error: one entry of `ValidationError.errors()`.
+    """
+    kind, context = str(error["type"]), error.get("ctx", {})
+    if error["input"] is None and not kind.startswith(("init", "targets")):
+        return "is null, which this setting cannot be; give a value or leave it out"
+    words = WORDS.get(kind, str(error["msg"]))
+    text = words if isinstance(words, str) else words(context)
+    if kind == "literal_error" and isinstance(error["input"], str):
+        known = [choice.strip(" '") for choice in str(context["expected"]).replace(" or ", ",").split(",")]
+        close = nearest(error["input"].lower(), known)
+        text += f"; did you mean {close[0]!r}?" if close else ""
+    setting = find(".".join(map(str, error["loc"][:2])))
+    if kind == "list_type" and setting and setting[0].name != "modules_to_save":
+        text = "is not a list of names"
+    return text
