@@ -59,8 +59,8 @@ def merge(
     difference = max_difference(_logits(merged, batch), logits_BTV, batch)
     if not difference <= MAX_LOGIT_DIFFERENCE:
         raise VerificationError(
-            f"merge: the logits of adapter and merged model differ by {difference:.2e}; {MAX_LOGIT_DIFFERENCE:.0e} is all "
-            f"that rounding explains. Nothing was merged; the adapter is in {storage.path(ADAPTER)}"
+            f"merge: the logits of adapter and merged model differ by {difference:.2e}; {MAX_LOGIT_DIFFERENCE:.0e} is "
+            f"all that rounding explains. Nothing was merged; the adapter is in {storage.path(ADAPTER)}"
         )
     _require_tied(merged, whisper)
     with tempfile.TemporaryDirectory(prefix="whisper-jobs-") as scratch:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
+from service.spec import look
 from service.spec.job import JobSpec
 from service.spec.whisper_dims import is_folder
 
@@ -23,7 +23,7 @@ def absolute(spec: JobSpec) -> JobSpec:
         value = getattr(getattr(spec, section), name)
         if value is None or is_uri(value) or (path in MODELS and not is_folder(value)):
             continue
-        changes.setdefault(section, {})[name] = os.path.abspath(os.path.expanduser(value))  # noqa: PTH100, PTH111  # keeps links
+        changes.setdefault(section, {})[name] = look.absolute(value)
     return spec.model_copy(
         update={section: getattr(spec, section).model_copy(update=values) for section, values in changes.items()}
     )

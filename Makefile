@@ -1,0 +1,61 @@
+# make demo    set up, then run the main job on this machine: speech in, a better Whisper out
+# make test    set up, then lint, type-check and test
+# make setup   only the environment
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV ?= .venv
+# How to get torch; for another build: make demo TORCH="--index-url <index of that build> torch" (see the README).
+TORCH ?= "torch>=2.13,<2.14"
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test setup lint docs constraints clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	@echo "Making speech and a small Whisper in demo/ ..."
+	@$(BIN)/python -m jobs.demo.nano demo/nano-whisper
+	@$(BIN)/python -m jobs.demo.make_speech demo/speech
+	$(BIN)/whisper-jobs manifest build demo/speech --out demo/manifest --val-ratio 0.25
+	$(BIN)/whisper-jobs run configs/demo.yaml --overwrite
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.test
+
+docs: $(VENV)/.test
+	$(BIN)/python -m service.docs
+
+# After a change of pyproject.toml: install afresh without constraints, then this.
+constraints: $(VENV)/.test
+	{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		|| { echo "whisper-jobs needs Python 3.11 or 3.12; found: $$($(PYTHON) --version 2>&1). Give one: make demo PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch comes first and by itself: any other package would pull the newest build, gigabytes of CUDA included.
+$(VENV)/.torch: $(VENV)/.python constraints.txt
+	@echo "Installing packages into $(VENV) (a few minutes the first time) ..."
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf demo runs
