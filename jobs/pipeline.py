@@ -51,6 +51,9 @@ def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, 
         reporter.show({"event": "notice", "text": f"this job is complete already: {root.path()}"})
         return dict(root.read_json(artifacts.METRICS))
     recorder = Recorder(root, reporter)
+    if _is_temporary(root):
+        text = "results go to a folder that Ray deletes with the job's working directory; give an absolute path or URI"
+        recorder.take({"event": "notice", "text": f"[yellow]warning[/yellow]: {text} as outdir or storage.uri"})
     reporter.show({"event": "notice", "text": f"[bold]{spec.job_id}[/bold]  -> {root.path()}"})
     with connected() as local:
         events = Events(recorder.take)
@@ -192,6 +195,11 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
+
+
+def _is_temporary(root: Storage) -> bool:
+    """Whether the root lies in the copy of a working directory that `ray job submit --working-dir` made."""
+    return root.is_local and "/runtime_resources/working_dir_files/" in root.path()
 
 
 def _notice_overlap(data: dict[str, Any], events: Events) -> None:

@@ -137,6 +137,7 @@ class Trainer:
 
     def _prepare_training(self) -> None:
         seed_everything(self.settings.seed)  # the same adapters whether or not the base was scored just now
+        total = sum(parameter.numel() for parameter in self.whisper.model.parameters())
         self.model, self.adapted = attach(self.whisper.model, self.settings)
         if self.spec.engine.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -160,7 +161,6 @@ class Trainer:
             if folder is not None:
                 self.progress, self.best = read_checkpoint(folder, self.model, self._parts(), self.session.rank)
         trainable = sum(parameter.numel() for parameter in self.parameters)
-        total = sum(parameter.numel() for parameter in self.model.parameters())
         self.session.emit(
             {
                 "event": "model",

@@ -42,7 +42,7 @@ class Commands(click.Group):
         words = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
         try:
-            code = super().main(words, prog_name or "whisper-jobs", **extra)
+            code = super().main(words, "whisper-jobs", **extra)
         except (Exception, KeyboardInterrupt) as error:  # the outermost edge: nothing gets past it
             if "--debug" in words and not isinstance(error, click.ClickException | click.Abort):
                 raise

@@ -147,10 +147,12 @@ def _spread(args: list[str], *, give_back: bool = False) -> list[str]:
         values = []
         while rest and not (rest[0].startswith("-") and len(rest[0]) > 1):
             values.append(rest.pop(0))
+        if not values:
+            raise click.UsageError(f"{word} needs at least one word")
         returned = [values.pop()] if give_back and len(values) > 1 and _looks_like_spec(values[-1]) else []
         for value in values:
             spread += [word, value]
-        spread += returned if values else [word]
+        spread += returned
     return spread
 
 

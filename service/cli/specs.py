@@ -31,7 +31,7 @@ def validate(spec_input: SpecInput, output: str) -> int:
     return 0
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})  # a setting may be given as its flag
 @click.argument("setting", required=False)
 @output_options
 def explain(setting: str | None, output: str) -> int:

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+from service.spec import look
 from service.spec.findings import Finding, Findings
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
@@ -43,7 +44,7 @@ def _csv(setting: str, path: str | None) -> Findings:
 
 def csv_problem(path: Path) -> str:
     """What keeps a CSV from being used, judged by its header and first row; empty where nothing does."""
-    if path.is_dir():
+    if look.is_dir(path):
         return "is a folder; `whisper-jobs manifest build` makes CSVs from a folder of audio"
     if path.suffix.lower() in AUDIO:
         return "is an audio file; give a CSV with the columns path and text"
@@ -88,17 +89,17 @@ def _root(spec: JobSpec) -> Findings:
         )
         return
     folder = Path(value.removeprefix("file://"))
-    blocked = next((place for place in (folder, *folder.parents) if place.exists()), folder)
-    if blocked.is_file():
+    blocked = next((place for place in (folder, *folder.parents) if look.exists(place)), folder)
+    if look.is_file(blocked):
         message = "is a file; give a folder" if blocked == folder else f"lies below {blocked}, a file; give a folder"
         yield Finding((setting,), message, value)
-    if setting != "training.outdir" or blocked.is_file():
+    if setting != "training.outdir" or look.is_file(blocked):
         return
     for name in ("train_csv", "val_csv", "base_model"):
         source = getattr(spec.training, name)
         if not source or is_uri(source) or (name == "base_model" and not is_folder(source)):
             continue
-        if Path(source).resolve().is_relative_to(folder.resolve()):
+        if look.real(source).is_relative_to(look.real(folder)):
             message = f"holds the {name}, which a run may overwrite; give a folder of its own"
             yield Finding((setting, f"training.{name}"), message, value)
             return
@@ -106,15 +107,15 @@ def _root(spec: JobSpec) -> Findings:
 
 def _scored_path(spec: JobSpec) -> Findings:
     model = spec.evaluation.model
-    if model and is_folder(model) and not Path(model).is_dir():
-        state = "is a file" if Path(model).exists() else "does not exist"
+    if model and is_folder(model) and not look.is_dir(model):
+        state = "is a file" if look.exists(model) else "does not exist"
         yield Finding(("evaluation.model",), f"{state}; give a hub id, a folder or the root of a run", model)
 
 
 def _same(one: str, other: str) -> bool:
     if is_uri(one) or is_uri(other):
         return one == other
-    return Path(one).resolve() == Path(other).resolve()
+    return look.real(one) == look.real(other)
 
 
 FILE_CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import Fault, SpecError
+from service.spec import look
 
 KeyPath = tuple[str, ...]
 
@@ -62,7 +63,7 @@ def read_document(source: Path) -> Document:
 
 def _text(source: Path, name: str) -> str:
     try:
-        if source.is_dir():
+        if look.is_dir(source):
             raise _fault(name, "is a folder; give a YAML or JSON file")
         with open(source, "rb") as file:
             raw = file.read(MAX_BYTES + 1)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from service.spec import look
+
 CONFIG = "config.json"
 ENGLISH_VOCABULARY = 51864
 """Vocabulary of the `.en` checkpoints; multilingual ones have at least one token more."""
@@ -85,7 +87,7 @@ class NotWhisperError(ValueError):
 
 def is_folder(base_model: str) -> bool:
     """Whether a name means a local folder: it exists, or it is written as a path."""
-    return base_model.startswith(("./", "../", "/", "~")) or base_model in {".", ".."} or _exists(base_model)
+    return base_model.startswith(("./", "../", "/", "~")) or base_model in {".", ".."} or look.exists(base_model)
 
 
 def dims_of(base_model: str) -> WhisperDims | None:
@@ -101,7 +103,7 @@ def dims_of(base_model: str) -> WhisperDims | None:
         NotWhisperError: the folder holds no Whisper checkpoint, or the cached model is none.
     """
     if is_folder(base_model):
-        return _dims_in(Path(base_model).expanduser())
+        return _dims_in(Path(look.absolute(base_model)))
     if base_model in OPENAI:
         return OPENAI[base_model]
     snapshot = cached_snapshot(base_model)
@@ -135,11 +137,11 @@ def hub_cache() -> Path:
 
 def _dims_in(folder: Path) -> WhisperDims:
     path = folder / CONFIG
-    if folder.is_file():
+    if look.is_file(folder):
         raise NotWhisperError("is a file; give a hub id, or a folder with a checkpoint in transformers' format")
-    if not folder.is_dir():
+    if not look.is_dir(folder):
         raise NotWhisperError("is no folder on this machine; give a hub id, or a folder that exists")
-    if not path.is_file():
+    if not look.is_file(path):
         if (folder / "adapter_config.json").is_file():
             raise NotWhisperError("holds a PEFT adapter, not a model; give the folder of the merged model")
         if (folder / "merged" / CONFIG).is_file():
@@ -156,10 +158,3 @@ def _dims_in(folder: Path) -> WhisperDims:
         return WhisperDims.from_config(config)
     except ValueError as error:
         raise NotWhisperError(f"has a {CONFIG} that cannot be used: {error}") from None
-
-
-def _exists(name: str) -> bool:
-    try:
-        return Path(name).exists()
-    except (OSError, ValueError):  # too long, or with a character that no path may hold
-        return False

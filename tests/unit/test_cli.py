@@ -1,0 +1,353 @@
+"""The commands that answer questions: validate, explain, schema, verify, and what they share."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from service.cli.main import COMMANDS, cli
+from service.spec.settings import settings
+
+DATA = ["--train-csv", "train.csv", "--val-csv", "val.csv"]
+ROOT = Path(__file__).parents[2]
+
+
+def invoke(*words):
+    """Run a command line in this process."""
+    return CliRunner().invoke(cli, list(words))
+
+
+def run_python(code, **more):
+    """Run Python code in a fresh interpreter, from the current folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **more.pop("env", {})}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, **more)
+
+
+def write(folder, content, name="spec.yaml"):
+    """Write a spec and return its name."""
+    (folder / name).write_text(yaml.safe_dump(content))
+    return name
+
+
+@pytest.fixture
+def spec(folder):
+    """A valid flat spec."""
+    return write(folder, {"train_csv": "train.csv", "val_csv": "val.csv", "lora_r": 4})
+
+
+# validate
+
+
+def test_a_valid_spec_is_said_to_be_one(spec, folder):
+    result = invoke("validate", spec)
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("spec.yaml: a valid train job\n")
+    assert f"{folder}/runs/whisper-medium.en-lora-" in result.stdout
+
+
+def test_the_answer_as_json_stands_on_stdout_and_warnings_on_stderr(spec, folder):
+    result = invoke("validate", spec, "--lora-target-modules", "o_proj", "-o", "json")
+
+    content = json.loads(result.stdout)
+    assert content["valid"] is True
+    assert content["warnings"] == ["--lora-target-modules: `o_proj` is taken to mean `out_proj`, as Whisper calls it"]
+    assert result.stderr == f"warning: {content['warnings'][0]}\n"
+
+
+FORMS = {
+    "argument": ["SPEC"],
+    "option": ["--config", "SPEC"],
+    "flags after": ["SPEC", "--lora-r", "8"],
+    "flags before": ["--lora-r", "8", "SPEC"],
+    "list before": ["--lora-target-modules", "q_proj", "k_proj", "SPEC"],
+    "list after": ["SPEC", "--lora-target-modules", "q_proj", "k_proj"],
+    "list of one before": ["--modules-to-save", "embed_tokens", "SPEC"],
+    "list before a switch": ["--lora-target-modules", "q_proj", "k_proj", "--use-dora", "SPEC"],
+    "list before a double dash": ["--lora-target-modules", "q_proj", "--", "SPEC"],
+    "list and option": ["--lora-target-modules", "q_proj", "k_proj", "--config", "SPEC"],
+    "two lists": ["--modules-to-save", "embed_tokens", "--lora-target-modules", "q_proj", "SPEC"],
+    "no file": DATA,
+}
+
+
+@pytest.mark.parametrize("words", FORMS.values(), ids=FORMS)
+def test_spec_and_flags_may_stand_in_any_order(spec, words):
+    result = invoke("run", "--dry-run", "-o", "json", *[spec if word == "SPEC" else word for word in words])
+
+    assert result.exit_code == 0, result.output
+    training = json.loads(result.stdout)["spec"]["training"]
+    given = [word for word in words if word.endswith("_proj")]
+    assert training["lora_target_modules"] == (given or settings()["training.lora_target_modules"].default)
+    assert training["lora_r"] == (8 if "8" in words else 16 if words == DATA else 4)
+
+
+def test_a_flag_that_takes_no_value_says_so(spec):
+    result = invoke("validate", spec, "--no-use-dora", "true")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --no-use-dora takes no value; write --use-dora or --no-use-dora")
+
+
+USAGE = {
+    "unknown flag": (["validate", "spec.yaml", "--lora-rnk", "4"], "No such option"),
+    "underscores": (["validate", "spec.yaml", "--lora_r", "4"], "--lora-r"),
+    "unknown command": (["valdate"], "No such command"),
+    "list without words": (["validate", "spec.yaml", "--lora-target-modules"], "needs at least one word"),
+    "spec twice": (["validate", "spec.yaml", "--config", "spec.yaml"], "SPEC is given twice"),
+    "bad form": (["validate", "spec.yaml", "-o", "xml"], "'xml' is not one of"),
+    "missing argument": (["verify"], "Missing argument 'ROOT'"),
+    "missing option": (["manifest", "build", "audio"], "Missing option '--out'"),
+}
+
+
+@pytest.mark.parametrize(("words", "says"), USAGE.values(), ids=USAGE)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_wrong_command_line_is_one_line_and_exit_code_two(spec, words, says, form):
+    result = invoke(*words, *(["-o", "json"] if form == "json" and "-o" not in words else []))
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    if form == "json" and "-o" not in words:
+        content = json.loads(result.stderr)
+        assert (content["exit_code"], content["faults"]) == (2, [])
+        assert says in content["error"]
+    else:
+        assert result.stderr.startswith("error: ")
+        assert says in result.stderr
+
+
+# explain and schema
+
+
+def test_every_setting_is_explained_with_its_default_and_flag():
+    for path, setting in settings().items():
+        text = invoke("explain", path).stdout
+        assert text.startswith(path)
+        assert setting.type_text in text
+        assert json.dumps(setting.default, ensure_ascii=False) in text
+        assert (setting.flag or f"--set {path}") in text
+
+
+@pytest.mark.parametrize("name", ["lora_r", "--lora-r", "training.lora_r", "lora-r"])
+def test_a_setting_is_found_by_any_of_its_names(name):
+    assert invoke("explain", name).stdout == invoke("explain", "training.lora_r").stdout
+
+
+def test_examples_of_settings_are_valid(folder):
+    for path, setting in settings().items():
+        flag = [f"--{setting.name.replace('_', '-')}"] if setting.flag else ["--set"]
+        value = setting.example if isinstance(setting.example, str) else json.dumps(setting.example)
+        switch = setting.is_switch and setting.flag
+        words = flag if switch else [*flag, value if setting.flag else f"{path}={value}"]
+        (folder / "data").mkdir(exist_ok=True)
+        for name in ("train", "val", "test"):
+            (folder / "data" / f"{name}.csv").write_text("path,text\na.wav,hi\n")
+        words += [word for pair in (DATA[:2], DATA[2:]) if pair[0] not in words for word in pair]
+
+        result = invoke("validate", *words)
+
+        allowed = (0, 2) if path == "kind" else (0,)
+        assert result.exit_code in allowed, (words, result.output)
+
+
+def test_without_a_name_all_settings_are_listed():
+    text = invoke("explain").stdout
+
+    assert all(setting.name in text for setting in settings().values())
+    assert len(json.loads(invoke("explain", "-o", "json").stdout)) == len(settings())
+    assert [entry["setting"] for entry in json.loads(invoke("explain", "data", "-o", "json").stdout)] == [
+        path for path in settings() if path.startswith("data.")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("lora_rnk", "did you mean training.lora_r?"), ("enginee", "did you mean engine?"), ("zzz", "lists all")],
+)
+def test_an_unknown_setting_is_answered_by_the_nearest(name, says):
+    result = invoke("explain", name)
+
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_the_schema_is_json():
+    assert json.loads(invoke("schema").stdout)["title"] == "whisper-jobs job spec"
+
+
+# run --dry-run
+
+
+def test_a_dry_run_prints_the_resolved_spec_and_the_plan(spec):
+    result = invoke("run", spec, "--dry-run", "--use-dora")
+
+    resolved = yaml.safe_load(result.stdout.split("\n\n")[0])
+    assert resolved["training"]["use_dora"] is True
+    for words in ("effective batch", "8 clips", "cross-attention", "memory (estimate)", "trainable parameters"):
+        assert words in result.stdout
+    assert result.stderr == ""
+
+
+def test_a_dry_run_evaluation_is_a_job_too(folder):
+    result = invoke("evaluate", "openai/whisper-tiny", "val.csv", "--dry-run", "-o", "json")
+
+    content = json.loads(result.stdout)
+    assert content["spec"]["kind"] == "evaluate"
+    assert content["spec"]["evaluation"]["csv"] == str(folder / "val.csv")
+    assert content["plan"]["rows"] == {"csv": 1}
+
+
+def test_a_dry_run_loads_no_torch_and_opens_no_network(spec):
+    code = """
+import socket, sys
+def refuse(*args, **kwargs): raise AssertionError("network")
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+from service.cli.main import cli
+sys.argv = ["whisper-jobs", "run", "spec.yaml", "--dry-run"]
+try:
+    cli()
+except SystemExit as end:
+    assert not end.code, end.code
+loaded = {"torch", "transformers", "ray", "peft", "numpy", "huggingface_hub", "fsspec", "jobs"} & set(sys.modules)
+assert not loaded, loaded
+"""
+    result = run_python(code)
+
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["manifest", "build", "--help"], ["explain", "-h"]])
+def test_help_is_there(words):
+    result = invoke(*words)
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: whisper-jobs")
+
+
+def test_help_lists_every_command_and_every_flag():
+    listed = invoke("--help").stdout
+    flags = invoke("run", "--help").stdout
+
+    assert all(f"  {name} " in listed for name in COMMANDS)
+    assert all(setting.flag in flags for setting in settings().values() if setting.flag)
+
+
+# verify
+
+
+def test_verify_of_nothing_and_of_an_unfinished_run(folder):
+    (folder / "run").mkdir()
+    (folder / "run" / "spec.json").write_text("{}")
+
+    gone, unfinished = invoke("verify", "gone"), invoke("verify", "run")
+
+    assert (gone.exit_code, unfinished.exit_code) == (5, 6)
+    assert gone.stderr.startswith("error: gone: no such folder")
+    assert "the run is not complete" in unfinished.stderr
+
+
+def test_verify_finds_what_has_changed(folder):
+    from service.artifacts import RunManifest, file_records
+    from service.storage import Storage
+
+    root = Storage(str(folder / "run"))
+    root.write_text("adapter/a.bin", "weights")
+    root.write_text("metrics.json", "{}")
+    manifest = RunManifest(
+        job_id="x",
+        kind="train",
+        spec_sha256="0",
+        created="2026-01-01T00:00:00Z",
+        versions={},
+        base=None,
+        data={},
+        wer={},
+        promoted=None,
+        files=file_records(root),
+    )
+    root.write_json("manifest.json", manifest.model_dump(mode="json"))
+    fine = invoke("verify", "run", "-o", "json")
+    root.write_text("adapter/a.bin", "WEIGHTS")
+    changed = invoke("verify", "run")
+
+    assert (fine.exit_code, json.loads(fine.stdout)["problems"]) == (0, [])
+    assert changed.exit_code == 10
+    assert changed.stdout.startswith("adapter/a.bin: content differs")
+
+
+# errors of all kinds
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_fault_of_ours_is_one_line_and_a_traceback_only_with_debug(spec, debug):
+    code = f"""
+import service.spec.load as load
+from service.cli import options, main
+def broken(*args): raise ZeroDivisionError("oh\\nno")
+options.load_spec = broken
+import sys
+sys.argv = ["whisper-jobs", "validate", "spec.yaml"] + ["--debug"] * {debug}
+main.main()
+"""
+    result = run_python(code)
+
+    assert result.returncode == 1
+    assert ("Traceback" in result.stderr) is debug
+    if not debug:
+        assert result.stderr == (
+            "error: ZeroDivisionError: oh no; this is a fault of whisper-jobs: "
+            "run again with --debug for the traceback\n"
+        )
+
+
+def test_an_interruption_is_exit_code_130(spec):
+    code = """
+from service.cli import options, main
+def interrupted(*args): raise KeyboardInterrupt
+options.load_spec = interrupted
+import sys
+sys.argv = ["whisper-jobs", "validate", "spec.yaml"]
+main.main()
+"""
+    result = run_python(code)
+
+    assert (result.returncode, result.stderr.strip()) == (130, "error: interrupted")
+
+
+def test_a_closed_pipe_is_no_fault(spec):
+    code = "import sys; sys.argv = ['whisper-jobs', 'explain']; from service.cli.main import main; main()"
+    command = f'{sys.executable} -c "{code}" | head -1'
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+
+    assert (result.stdout, result.stderr) == ("top level:\n", "")
+
+
+def test_a_bad_spec_ends_a_real_process_as_it_should(folder):
+    write(folder, {"lora_r": 0, "train_csv": "train.csv", "val_csv": "val.csv"})
+    code = "import sys; sys.argv = ['whisper-jobs', 'run', 'spec.yaml']; from service.cli.main import main; main()"
+
+    result = run_python(code)
+
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: spec.yaml:1: lora_r: 0 is too small; give 1 or more\n"
+
+
+def test_the_command_starts_in_half_a_second(spec):
+    code = "import sys; sys.argv = ['whisper-jobs', 'validate', 'spec.yaml']; from service.cli.main import main; main()"
+    run_python(code)  # byte code is written
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert run_python(code).returncode == 0
+        times.append(time.perf_counter() - start)
+
+    assert min(times) < 0.5
