@@ -74,7 +74,13 @@ def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
                 )
             ]
         )
-    root.write_text(artifacts.SPEC, spec.to_json())
+    try:
+        root.write_text(artifacts.SPEC, spec.to_json())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            [Fault(root.path(), f"cannot be written ({reason}); give another outdir or storage.uri")]
+        ) from error
 
 
 def _differing(one: JobSpec, other: JobSpec) -> list[str]:

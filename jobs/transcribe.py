@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,12 +67,7 @@ def transcribe(
 
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="audio") as pool:
-            ahead = [pool.submit(read, chunk) for chunk in chunks[:2]]
-            for index, chunk in enumerate(chunks):
-                features_BMF, languages = ahead[index].result()
-                if index + 2 < len(chunks):
-                    ahead.append(pool.submit(read, chunks[index + 2]))
-                ahead[index] = None  # type: ignore[call-overload]  # a batch of features is large: let it go
+            for chunk, (features_BMF, languages) in _read_ahead(pool, read, chunks):
                 with torch.inference_mode():
                     tokens_BT = model.generate(
                         input_features=features_BMF.to(device),
@@ -84,6 +80,20 @@ def transcribe(
                     yield Hypothesis(row, text.strip())
     finally:
         model.train(was_training)
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[list[int]], Any], chunks: list[list[int]]
+) -> Iterator[tuple[list[int], Any]]:
+    """Each chunk with what `read` made of it, the next one being read meanwhile."""
+    waiting: deque[tuple[list[int], Future[Any]]] = deque()
+    for chunk in chunks:
+        waiting.append((chunk, pool.submit(read, chunk)))
+        if len(waiting) > 1:
+            ready, future = waiting.popleft()
+            yield ready, future.result()
+    for ready, future in waiting:
+        yield ready, future.result()
 
 
 def generation_arguments(settings: EvaluationConfig, languages: list[str] | None) -> dict[str, Any]:

@@ -98,13 +98,10 @@ class Trainer:
         self.whisper = load_whisper(self.settings.base_model, attention=self.spec.engine.attention)
         self.whisper.model.to(self.runtime.device)
         base = self._score_base()
-        started = time.monotonic()
         self._prepare_training()
-        first_step = self.progress.step
         for batches in self._batches():
             self._step(batches)
         self.runtime.finish()
-        seconds = time.monotonic() - started
         report = self._finish()
         tuned = self._score_saved()
         return {
@@ -116,8 +113,7 @@ class Trainer:
                 "effective_batch": self.schedule.effective_batch,
                 "best_step": self.progress.best_step,
                 "history": self.progress.history,
-                "seconds": round(seconds, 3),
-                "clips_per_s": round((self.steps - first_step) * self.schedule.effective_batch / max(seconds, 1e-9), 3),
+                "clips_per_s": round(self.whole.clips_per_s, 3),
                 "precision": self.runtime.precision,
                 "device": self.runtime.device_name,
             },
@@ -181,7 +177,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[list[Batch]]:
         self.model.train()
-        self.window = Window()
+        self.window, self.whole = Window(), Window()
         yield from self.loader.steps(self.schedule, self.session.rank, self.progress.step, self.steps)
 
     def _step(self, batches: list[Batch]) -> None:
@@ -193,7 +189,8 @@ class Trainer:
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self.window.add(loss, self.schedule, self.progress.step)
+        for window in (self.window, self.whole):
+            window.add(loss, self.schedule, self.progress.step)
         self._log(norm, rate)
         step, last = self.progress.step, self.progress.step == self.steps
         if step % self.settings.eval_steps == 0 or last:
@@ -250,6 +247,7 @@ class Trainer:
         self.runtime.log({"eval/wer": wer, "eval/cer": summary["cer"]}, step)
         self._save()
         self.window.restart()
+        self.whole.restart()
 
     def _save(self) -> None:
         states = distributed.gather([random_states()])

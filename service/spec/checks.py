@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from service.errors import SpecError
 from service.spec.base import Spec
 from service.spec.check_files import FILE_CHECKS
 from service.spec.check_modules import module_findings, rank_findings
 from service.spec.findings import Finding, Findings, advice
 from service.spec.job import JobSpec
+from service.spec.paths import MODELS, PATHS, is_uri
 from service.spec.settings import nearest
 from service.spec.whisper_dims import OPENAI, NotWhisperError, WhisperDims, dims_of, is_folder
 from service.spec.whisper_modules import modules
@@ -138,30 +140,52 @@ def _base_model(spec: JobSpec, *, check_files: bool) -> Findings:
         if check_files:
             yield Finding(("training.base_model",), str(error), name)
         return
-    if dims is None:
+    if dims is not None:
+        yield from findings_on(spec, dims)
+    else:
         yield from rank_findings(spec.training)
         yield advice("training.base_model", "is not on this machine: its modules are checked where the job runs", name)
-        english_only = name.endswith(".en")
-    else:
-        yield from findings_on(spec, dims)
-        english_only = dims.english_only
-    if english_only and spec.training.language != "en":
-        yield Finding(
-            ("training.language", "training.base_model"),
-            f"is not a language of {name}, which knows English only; take a checkpoint without `.en`",
-            spec.training.language,
-        )
+        if name.endswith(".en"):
+            yield from _english_only(spec)
+
+
+def require_model(spec: JobSpec, dims: WhisperDims) -> list[str]:
+    """Check a spec against a checkpoint that only the cluster knows; the job calls this once its config is there.
+
+    Returns:
+        advice, one line each.
+
+    Raises:
+        SpecError: with every fault.
+    """
+    found = list(findings_on(spec, dims))
+    faults = [finding.fault(finding.settings[0]) for finding in found if finding.fatal]
+    if faults:
+        raise SpecError(faults)
+    return [str(finding.fault(finding.settings[0])) for finding in found]
 
 
 def findings_on(spec: JobSpec, dims: WhisperDims) -> Findings:
-    """The checks that need the model's dims. The job makes them itself for a checkpoint that only the cluster knows."""
+    """The checks that need the model's dims."""
     yield from module_findings(spec.training, modules(dims), dims)
+    if dims.english_only:
+        yield from _english_only(spec)
     room = dims.max_target_positions - PROMPT_TOKENS
     if spec.evaluation.max_new_tokens > room:
         yield Finding(
             ("evaluation.max_new_tokens",),
             f"is more than the decoder's {dims.max_target_positions} positions hold; give {room} or less",
             spec.evaluation.max_new_tokens,
+        )
+
+
+def _english_only(spec: JobSpec) -> Findings:
+    training = spec.training
+    if training.language != "en":
+        yield Finding(
+            ("training.language", "training.base_model"),
+            f"is not a language of {training.base_model}, which knows English only; take a checkpoint without `.en`",
+            training.language,
         )
 
 
@@ -193,13 +217,22 @@ def _is_hub_id(name: str) -> bool:
     )
 
 
+def _credentials(spec: JobSpec) -> Findings:
+    for path in PATHS + MODELS:
+        section, name = path.split(".")
+        value = getattr(getattr(spec, section), name)
+        if value and is_uri(value) and "@" in value.split("://", 1)[1].split("/", 1)[0]:
+            # The value stays out of the message: it holds a secret.
+            yield Finding((path,), "holds credentials; those come from the environment, never from a spec")
+
+
 def _scored_model(spec: JobSpec) -> Findings:
     if spec.evaluation.model is not None:
         yield from _hub_name("evaluation.model", spec.evaluation.model)
 
 
 CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
-    "train": (_required, _precision, _offload, _resources, _trackers, _advice_on_training),
-    "evaluate": (_required, _precision, _resources, _scored_model),
+    "train": (_required, _credentials, _precision, _offload, _resources, _trackers, _advice_on_training),
+    "evaluate": (_required, _credentials, _precision, _resources, _scored_model),
 }
 """The checks that need nothing but the spec, by the kind of job."""
