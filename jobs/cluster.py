@@ -146,7 +146,7 @@ class Events:
 
     def __init__(self, show: Emit) -> None:
         self._show = show
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # one event at a time, whichever thread hands it on
         self._stop = threading.Event()
         self.log: Any = ray.remote(num_cpus=0)(EventLog).remote()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="events")
@@ -154,15 +154,15 @@ class Events:
 
     def emit(self, event: dict[str, Any]) -> None:
         """Hand on an event of the driver itself, after all that came before it."""
-        self.flush()
-        self._hand_on(event)
+        with self._lock:
+            self.flush()
+            self._hand_on(event)
 
     def flush(self) -> None:
         """Hand on what the workers have said so far."""
         with self._lock:
-            taken = ray.get(self.log.take.remote())
-        for event in taken:
-            self._hand_on(event)
+            for event in ray.get(self.log.take.remote()):
+                self._hand_on(event)
 
     def close(self) -> None:
         """Hand on the rest and stop."""

@@ -11,10 +11,22 @@ from service.spec.findings import Finding, Findings
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
 from service.spec.settings import nearest
-from service.spec.whisper_dims import is_folder
+from service.spec.whisper_dims import CONFIG, is_folder
 
 COLUMNS = ("path", "text")
 """What every CSV must have."""
+
+PARTS_OF_A_CHECKPOINT = {
+    "weights": (
+        "model.safetensors",
+        "pytorch_model.bin",
+        "model.safetensors.index.json",
+        "pytorch_model.bin.index.json",
+    ),
+    "feature extractor": ("preprocessor_config.json", "processor_config.json"),
+    "tokenizer": ("tokenizer.json", "vocab.json"),
+}
+"""What stands beside config.json: one file of each."""
 
 AUDIO = {".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"}
 
@@ -105,6 +117,18 @@ def _root(spec: JobSpec) -> Findings:
             return
 
 
+def _base_folder(spec: JobSpec) -> Findings:
+    """A local checkpoint has weights, a feature extractor and a tokenizer: the last two are often not saved with it."""
+    name = spec.training.base_model
+    if not is_folder(name) or not look.is_file(Path(name) / CONFIG):
+        return
+    for what, files in PARTS_OF_A_CHECKPOINT.items():
+        if not any(look.is_file(Path(name) / file) for file in files):
+            save = "save the model there" if what == "weights" else "save the base model's WhisperProcessor there"
+            yield Finding(("training.base_model",), f"holds no {what} ({' or '.join(files[:2])}); {save}", name)
+            return
+
+
 def _scored_path(spec: JobSpec) -> Findings:
     model = spec.evaluation.model
     if model and is_folder(model) and not look.is_dir(model):
@@ -119,7 +143,7 @@ def _same(one: str, other: str) -> bool:
 
 
 FILE_CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
-    "train": (_train_csvs, _root),
+    "train": (_train_csvs, _root, _base_folder),
     "evaluate": (_scored_csv, _scored_path, _root),
 }
 """The checks that look at files, by the kind of job."""

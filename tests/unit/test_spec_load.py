@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from service.errors import SpecError
+from service.spec.check_files import FILE_CHECKS
+from service.spec.checks import CHECKS, TRACKERS, require_model
 from service.spec.flags import Override
 from service.spec.job import JobSpec
 from service.spec.load import load_spec
@@ -124,6 +126,8 @@ def test_a_file_of_the_old_toolkit_may_hold_every_setting_with_objects_as_json_s
 def test_local_paths_become_absolute_and_others_stay(folder, monkeypatch):
     (folder / "models" / "mine").mkdir(parents=True)
     (folder / "models" / "mine" / "config.json").write_text('{"model_type": "whisper"}')
+    for name in ("model.safetensors", "preprocessor_config.json", "tokenizer.json"):
+        (folder / "models" / "mine" / name).touch()
     (folder / "elsewhere").mkdir()
     (folder / "elsewhere" / "spec.yaml").write_text("train_csv: train.csv\nval_csv: s3://b/val.csv\n")
     monkeypatch.setenv("HOME", str(folder / "home"))
@@ -251,6 +255,62 @@ def test_files_need_not_be_there_where_only_the_form_is_checked(tmp_path, monkey
     spec = load_spec(Path("spec.json"), check_files=False).spec
 
     assert spec.training.base_model == str(tmp_path / "gone")
+
+
+PARTS = {
+    "weights (model.safetensors or pytorch_model.bin); save the model there": [],
+    "feature extractor (preprocessor_config.json or processor_config.json)": ["model.safetensors"],
+    "tokenizer (tokenizer.json or vocab.json); save the base model's WhisperProcessor there": [
+        "pytorch_model.bin",
+        "processor_config.json",
+    ],
+}
+
+
+@pytest.mark.parametrize(("says", "there"), PARTS.items(), ids=[says.split()[0] for says in PARTS])
+def test_a_local_base_model_must_be_whole(folder, says, there):
+    (folder / "mine").mkdir()
+    (folder / "mine" / "config.json").write_text('{"model_type": "whisper"}')
+    for name in there:
+        (folder / "mine" / name).touch()
+
+    with pytest.raises(SpecError) as caught:
+        load(folder, DATA | {"base_model": "mine"})
+
+    assert f"holds no {says}" in str(caught.value)
+    assert len(caught.value.faults) == 1
+
+
+def test_credentials_are_refused_and_not_shown(folder):
+    with pytest.raises(SpecError) as caught:
+        load(folder, DATA | {"train_csv": "s3://me:SECRET@host/train.csv"})
+
+    assert "come from the environment" in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_model_that_only_the_cluster_knows_is_checked_there(folder):
+    content = DATA | {"base_model": "someone/mine", "language": "de", "lora_target_modules": ["q_proj", "fc3"]}
+    spec = load(folder, content).spec
+
+    with pytest.raises(SpecError) as caught:
+        require_model(spec, OPENAI["openai/whisper-tiny.en"])
+    advice = require_model(load(folder, DATA | {"lora_r": 512}).spec, OPENAI["openai/whisper-tiny.en"])
+
+    assert [fault.where for fault in caught.value.faults] == ["training.lora_target_modules", "training.language"]
+    assert "exceeds 384" in advice[0]
+
+
+def test_every_kind_of_job_has_its_checks():
+    kinds = set(settings()["kind"].schema["enum"])
+
+    assert set(CHECKS) == set(FILE_CHECKS) == kinds
+
+
+def test_the_known_trackers_are_accelerates():
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    assert sorted(TRACKERS) == sorted(LOGGER_TYPE_TO_CLASS)
 
 
 def test_errors_survive_the_way_through_a_process_border(folder):

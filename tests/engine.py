@@ -1,0 +1,146 @@
+"""For tests: clips, small checkpoints, specs, and runs of the training engine without Ray."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.audio import SAMPLE_RATE_HZ
+from jobs.prepare import prepare, split_file
+from jobs.train.loop import TrainTask, train
+from jobs.train.session import FolderSession
+from service.spec.job import JobSpec
+
+TINY_WINDOW_S = 2
+TEXTS = (
+    "open the window", "turn it on", "call me", "abre la puerta", "close the door now", "bring coffee", "thank you",
+    "la mesa verde", "order my breakfast again", "stop", "move slowly please", "mi radio", "find the yellow umbrella",
+    "watch the garden", "apaga la radio", "clean every room", "carry it", "follow the teacher",
+)  # fmt: skip
+
+
+def tone(seconds: float, pitch_hz: float = 440.0, rate_hz: int = SAMPLE_RATE_HZ) -> NDArray[np.float32]:
+    """A sine of half the full scale."""
+    time_S = np.arange(round(seconds * rate_hz)) / rate_hz
+    return (0.5 * np.sin(2 * np.pi * pitch_hz * time_S)).astype(np.float32)
+
+
+def write_csv(path: Path, rows: list[tuple[Any, ...]], columns: tuple[str, ...] = ("path", "text", "language")) -> Path:
+    """Write a manifest."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return path
+
+
+def write_tones(folder: Path, train_rows: int = 13) -> None:
+    """Write 18 clips of 0.4 to 1.25 s, train.csv and val.csv."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for index, text in enumerate(TEXTS):
+        samples = tone(0.4 + 0.05 * index, 150 + 60 * index)
+        noise = 0.05 * generator.standard_normal(len(samples)).astype(np.float32)
+        soundfile.write(folder / f"{index:02}.wav", samples + noise, SAMPLE_RATE_HZ)
+        rows.append((f"{index:02}.wav", text, "es" if " la " in f" {text} " or " mi " in f" {text} " else "en"))
+    write_csv(folder / "train.csv", rows[:train_rows])
+    write_csv(folder / "val.csv", rows[train_rows:])
+
+
+def write_tiny_whisper(folder: Path, nano: Path) -> None:
+    """Write a checkpoint of random weights with nano Whisper's vocabulary and a window of 2 s."""
+    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    config = WhisperConfig.from_pretrained(nano)
+    config.d_model = 32
+    config.encoder_ffn_dim = config.decoder_ffn_dim = 64
+    config.max_source_positions = 50 * TINY_WINDOW_S
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = WhisperForConditionalGeneration(config)
+        with torch.no_grad():
+            for parameter in model.parameters():  # of a size that tells inputs apart; transformers' own is near 0
+                if parameter.dim() > 1:
+                    parameter.copy_(0.2 * torch.randn(parameter.shape))
+    model.generation_config = GenerationConfig.from_pretrained(nano)
+    model.save_pretrained(folder)
+    for file in nano.iterdir():
+        if not (folder / file.name).exists():
+            shutil.copy(file, folder / file.name)
+    WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=TINY_WINDOW_S).save_pretrained(folder)
+
+
+def job(
+    base: Path | str, data: Path, root: Path, sections: dict[str, dict[str, Any]] | None = None, **training: Any
+) -> JobSpec:
+    """A train job on `data`/train.csv and `data`/val.csv; keywords are settings of `training`."""
+    settings = {
+        "base_model": str(base),
+        "train_csv": str(data / "train.csv"),
+        "val_csv": str(data / "val.csv"),
+        "outdir": str(root),
+        "per_dev_batch": 2,
+        "grad_accum": 1,
+        "lr": 1e-3,
+        "epochs": 1,
+        "logging_steps": 1,
+    }
+    content: dict[str, Any] = {"training": settings | training, "evaluation": {"max_new_tokens": 6, "bootstrap": 10}}
+    content["engine"] = {"report_to": []}
+    for name, values in (sections or {}).items():
+        content[name] = content.get(name, {}) | values
+    return JobSpec.model_validate(content)
+
+
+def prepared(spec: JobSpec) -> TrainTask:
+    """Check and store the job's rows, as the first stage does."""
+    splits = {"train": str(spec.training.train_csv), "val": str(spec.training.val_csv)}
+    prepare(spec, spec.root, splits, spec.training.base_model)
+    return TrainTask(spec, *(f"{spec.root}/{split_file(name)}" for name in splits), root=spec.root)
+
+
+def run_engine(spec: JobSpec, keep: int = 100) -> tuple[dict[str, Any], FolderSession]:
+    """The whole training stage in this process."""
+    session = FolderSession(Path(spec.root) / "checkpoints", keep=keep)
+    return train(prepared(spec), session), session
+
+
+def events(session: FolderSession, kind: str) -> list[dict[str, Any]]:
+    """A session's events of one kind."""
+    return [event for event in session.events if event["event"] == kind]
+
+
+def saved_adapter(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter's file."""
+    from safetensors.torch import load_file
+
+    state: dict[str, Tensor] = load_file(folder / "adapter_model.safetensors")
+    return state
+
+
+def fill_adapters(model: Any, scale: float, seed: int = 0) -> None:
+    """Give every trained parameter random values: an untrained adapter has B = 0 and proves nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            if parameter.requires_grad:
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def environment() -> dict[str, str]:
+    """For child processes: no hub, no cluster from outside."""
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return kept | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """A file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
