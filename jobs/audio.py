@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
-from typing import IO, Any
 
 import fsspec
 import numpy as np
@@ -22,6 +22,8 @@ MAX_DURATION_S = 30.0
 NOT_READ = (".m4a", ".mp4", ".webm", ".wma", ".aac", ".mkv", ".mov")
 """Containers that libsndfile does not open."""
 
+_UNREADABLE = (OSError, soundfile.SoundFileError, ValueError, ImportError)  # the last two: a protocol without a driver
+
 
 @dataclass(frozen=True)
 class AudioInfo:
@@ -33,9 +35,12 @@ class AudioInfo:
     frames: int
 
 
-def _open(path: str) -> str | IO[Any]:
-    # libsndfile reads local files itself; a URI comes through fsspec.
-    return fsspec.open(path, "rb").open() if "://" in path else path
+def _open(path: str) -> str | io.BytesIO:
+    if "://" in path:
+        with fsspec.open(path, "rb") as file:  # a clip is small
+            return io.BytesIO(file.read())
+    with open(path, "rb"):  # libsndfile says "System error" for a missing file
+        return path
 
 
 def _fault(path: str, error: Exception) -> ManifestError:
@@ -44,7 +49,8 @@ def _fault(path: str, error: Exception) -> ManifestError:
         return ManifestError(
             [Fault(path, f"this container cannot be read; convert it: ffmpeg -i {path} -ar 16000 -ac 1 {stem}.flac")]
         )
-    reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as audio ({error})"
+    said = str(getattr(error, "error_string", error)).rstrip(".")
+    reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as audio ({said})"
     return ManifestError([Fault(path, reason)])
 
 
@@ -55,14 +61,11 @@ def probe(path: str) -> AudioInfo:
         ManifestError: there is no such file, or it is not audio that libsndfile reads.
     """
     try:
-        if "://" not in path:
-            with open(path, "rb"):  # libsndfile says "System error" for a missing file
-                pass
         with soundfile.SoundFile(_open(path)) as file:
             if file.samplerate <= 0:
                 raise soundfile.SoundFileError(f"a sample rate of {file.samplerate} Hz")
             return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.frames)
-    except (OSError, soundfile.SoundFileError) as error:
+    except _UNREADABLE as error:
         raise _fault(path, error) from error
 
 
@@ -77,7 +80,7 @@ def read_audio(path: str) -> NDArray[np.float32]:
     """
     try:
         samples_SC, rate_hz = soundfile.read(_open(path), dtype="float32", always_2d=True)
-    except (OSError, soundfile.SoundFileError) as error:
+    except _UNREADABLE as error:
         raise _fault(path, error) from error
     mono_S = samples_SC.mean(axis=1, dtype=np.float32)
     if rate_hz != SAMPLE_RATE_HZ:

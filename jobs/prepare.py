@@ -146,6 +146,8 @@ def _check(row: Row, prompter: Prompter) -> str | tuple[float, int, list[Any]]:
     if not prompter.knows_language(row.language):
         hint = "" if prompter.multilingual else "; an English-only (.en) checkpoint takes en alone"
         return f"language {row.language!r} is unknown to the model{hint}"
+    if control := prompter.control_token(row.text):
+        return f"text holds {control}, which the model takes for a command; take it out"
     tokens = len(prompter.encode(row.text, row.language).inputs)
     if tokens > prompter.max_tokens:
         return f"text is {tokens} tokens long; the decoder takes {prompter.max_tokens}"

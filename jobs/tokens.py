@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from service.errors import Fault, SpecError
+from service.spec.languages import LANGUAGES
 
 IGNORE = -100
 """Label id that the cross-entropy leaves out."""
@@ -39,7 +41,7 @@ class Prompter:
         self.multilingual = multilingual
         self.max_tokens = max_tokens
         self._eot = int(tokenizer.eos_token_id)
-        self._languages: dict[str, int] = {}
+        self._controls = set(tokenizer.get_added_vocab())
 
     def _id(self, token: str) -> int:
         found = self._tokenizer.convert_tokens_to_ids(token)
@@ -52,7 +54,12 @@ class Prompter:
         """Whether the checkpoint has a token for that language (an English-only one knows `en`)."""
         if not self.multilingual:
             return language == "en"
-        return int(self._tokenizer.convert_tokens_to_ids(f"<|{language}|>") or self._eot) != self._eot
+        # Not by the token alone: `transcribe` and `0.00` have one too.
+        return language in LANGUAGES and f"<|{language}|>" in self._controls
+
+    def control_token(self, text: str) -> str | None:
+        """The first control token, such as `<|endoftext|>`, that the tokenizer would read in a transcript."""
+        return next((token for token in re.findall(r"<\|[^<>|]*\|>", text) if token in self._controls), None)
 
     def prompt(self, language: str) -> list[int]:
         """The tokens before the text."""

@@ -57,6 +57,12 @@ cluster, and `schema.json` beside this file lets editors complete and check one:
 """
 
 
+EXIT_CODES = """\
+Results stand on stdout; warnings and errors on stderr, an error as one line per fault. With `-o json` the result is
+JSON, and so is an error: `{"error": ..., "exit_code": ..., "faults": [{"where", "message", "value"}]}`.
+"""
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a spec: in sections, or flat."""
     _, schema = models_json_schema([(JobSpec, "validation"), (TrainingConfig, "validation")])
@@ -118,7 +124,7 @@ def _exit_codes() -> str:
     }
     rows |= {kind.exit_code: _first_line(kind) for kind in _direct_errors()}
     lines = [f"| {code} | {meaning} |" for code, meaning in sorted(rows.items())]
-    return "## Exit codes\n\n| code | meaning |\n|---|---|\n" + "\n".join(lines) + "\n"
+    return f"## Exit codes\n\n{EXIT_CODES}\n| code | meaning |\n|---|---|\n" + "\n".join(lines) + "\n"
 
 
 def _direct_errors() -> list[type[WhisperJobsError]]:

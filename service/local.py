@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from service.errors import InfeasibleError
+from service.spec.flags import CONFIG_FLAG, NO_WARNINGS_FLAG
 from service.spec.job import JobSpec
 
 JOBS_MAIN = "jobs.main"
@@ -33,7 +34,7 @@ def run_locally(spec: JobSpec, *, overwrite: bool, output: str, debug: bool) -> 
     with tempfile.TemporaryDirectory(prefix="whisper-jobs-") as folder:
         path = Path(folder) / f"{spec.title}.json"
         path.write_text(spec.to_json(), encoding="utf-8")
-        arguments = ["--config", str(path), *(["--overwrite"] if overwrite else [])]
+        arguments = [CONFIG_FLAG, str(path), NO_WARNINGS_FLAG, *(["--overwrite"] if overwrite else [])]
         return run_module(arguments, output=output, debug=debug)
 
 

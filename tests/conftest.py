@@ -25,7 +25,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Path:
-    """A Whisper with random weights that hears 2 s at a time: a training step of the whole engine takes milliseconds."""
+    """A Whisper of random weights that hears 2 s at a time, so that a whole run of the engine takes seconds."""
     from engine import write_tiny_whisper
 
     folder: Path = tmp_path_factory.mktemp("tiny") / "tiny-whisper"

@@ -46,8 +46,7 @@ def _start(loaded: LoadedSpec, *, dry_run: bool, overwrite: bool, output: str) -
         return _show_plan(loaded, output)
     from service.local import run_locally
 
-    # The job reads the resolved spec and gives the advice itself; what was rewritten only we can tell.
-    warn(loaded.rewritten)
+    warn(loaded.warnings)
     return run_locally(loaded.spec, overwrite=overwrite, output=output, debug=is_debug())
 
 

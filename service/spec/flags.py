@@ -18,6 +18,7 @@ from service.spec.settings import Setting, settings
 
 CONFIG_FLAG = "--config"
 SET_FLAG = "--set"
+NO_WARNINGS_FLAG = "--no-warnings"
 SET_HELP = "Set any setting of the spec, e.g. engine.weight_decay=0.01. May be given several times."
 
 
@@ -78,8 +79,9 @@ def flags() -> tuple[Flag, ...]:
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, all flags and `--set` to a parser; read them with `overrides_from`."""
+    """Add `--config`, `--no-warnings`, all flags and `--set` to a parser; read them with `overrides_from`."""
     parser.add_argument(CONFIG_FLAG, metavar="SPEC", help="Job spec, YAML or JSON.")
+    parser.add_argument(NO_WARNINGS_FLAG, action="store_true", help="Leave out the spec's warnings: they were shown.")
     group = parser.add_argument_group("settings (flag, then file, then default)")
     for flag in flags():
         common: dict[str, Any] = {"dest": flag.dest, "default": None}

@@ -71,6 +71,7 @@ def peft_model(training):
     return get_peft_model(model, config)
 
 
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match")
 @pytest.mark.parametrize("training", CASES.values(), ids=CASES)
 def test_modules_ranks_alphas_and_parameters_are_pefts(training):
     spec = JobSpec(training=training)

@@ -16,7 +16,10 @@ from service.spec.load import load_spec
 from service.spec.settings import sections, settings
 
 quick = hypothesis_settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=150,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 names = st.sampled_from([s.name for s in settings().values()] + list(sections()) + ["lora_rank", "$schema", "x"])
