@@ -70,4 +70,5 @@ def to_lines(utterances: list[Utterance]) -> str:
 
 def from_lines(text: str) -> list[Utterance]:
     """Inverse of `to_lines`."""
-    return [Utterance.from_dict(json.loads(line)) for line in text.splitlines()]
+    # Not splitlines(): a transcript may hold U+2028 and its like, which JSON leaves as they are.
+    return [Utterance.from_dict(json.loads(line)) for line in text.split("\n") if line]

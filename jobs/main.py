@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
 
-from service.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, InputError, WhisperJobsError
+from service.errors import (
+    EXIT_DONE,
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    Fault,
+    InputError,
+    WhisperJobsError,
+    failure_text,
+)
 from service.spec import flags
 from service.spec.load import load_spec
 
@@ -20,28 +28,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = _manifest_parser().parse_args(words[2:]) if manifest else _job_parser().parse_args(words)
     try:
         return _build_manifest(options) if manifest else _run(options)
-    except WhisperJobsError as error:
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the outermost edge
         if options.debug:
-            raise
-        _print_error(error, options.output)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except Exception as error:
-        if options.debug:
-            raise
-        print(
-            f"error: {type(error).__name__}: {error}\nThis is a fault of whisper-jobs; --debug shows where.",
-            file=sys.stderr,
-        )
-        return EXIT_INTERNAL
+            traceback.print_exc()
+        return _show_failure(error, as_json=options.output == "json")
 
 
 def _run(options: argparse.Namespace) -> int:
     loaded = load_spec(Path(options.config) if options.config else None, flags.overrides_from(options))
-    for warning in loaded.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    if not options.no_warnings:
+        for warning in loaded.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     from jobs.pipeline import run_job
     from jobs.progress import Reporter
     from service.storage import Storage
@@ -87,7 +84,9 @@ def _build_manifest(options: argparse.Namespace) -> int:
 
 
 def _job_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.main", description="Run a job spec on this Ray cluster.")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.main", description="Run a job spec on this Ray cluster.", allow_abbrev=False
+    )
     flags.add_to(parser)
     parser.add_argument("--overwrite", action="store_true", help="Delete what an earlier run left under the same root.")
     _add_common(parser)
@@ -97,7 +96,9 @@ def _job_parser() -> argparse.ArgumentParser:
 def _manifest_parser() -> argparse.ArgumentParser:
     from jobs.manifest.build import DEFAULT_PATTERN
 
-    parser = argparse.ArgumentParser(prog="whisper-jobs manifest build", description="Make manifests from file names.")
+    parser = argparse.ArgumentParser(
+        prog="whisper-jobs manifest build", description="Make manifests from file names.", allow_abbrev=False
+    )
     parser.add_argument("audio_dir")
     parser.add_argument("--out", required=True)
     parser.add_argument("--pattern", default=DEFAULT_PATTERN)
@@ -115,16 +116,20 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="Show tracebacks.")
 
 
-def _print_error(error: WhisperJobsError, output: str) -> None:
-    faults = error.faults if isinstance(error, InputError) else []
-    if output == "json":
-        content: dict[str, Any] = {"error": str(error), "exit_code": error.exit_code}
-        content["faults"] = [fault.as_dict() for fault in faults]
-        print(json.dumps(content, ensure_ascii=False), file=sys.stderr)
-    elif len(faults) > 1:
-        print(f"error: {len(faults)} faults", *(f"  {fault}" for fault in faults), sep="\n", file=sys.stderr)
+def _show_failure(error: BaseException, *, as_json: bool) -> int:
+    """Print an error for its reader; returns the exit code."""
+    faults: list[Fault] = []
+    if isinstance(error, WhisperJobsError):
+        message, code = str(error), error.exit_code
+        faults = error.faults if isinstance(error, InputError) else []
+    elif isinstance(error, KeyboardInterrupt):
+        message, code = "interrupted; the same command goes on from the last checkpoint", EXIT_INTERRUPTED
     else:
-        print(f"error: {error}", file=sys.stderr)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        message = f"{reason}; this is a fault of whisper-jobs: run again with --debug for the traceback"
+        code = EXIT_INTERNAL
+    print(failure_text(message, faults, code, as_json=as_json), file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from jobs.tokens import Prompter
 from service.artifacts import BaseModelRecord
 from service.errors import Fault, SpecError
+from service.spec.whisper_dims import WhisperDims
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -77,13 +78,21 @@ def load_prompter(name: str) -> Prompter:
     Raises:
         SpecError: it cannot be had.
     """
-    from transformers import WhisperConfig
-
     with _Reading(name):
         config = WhisperConfig.from_pretrained(name)
         generation = GenerationConfig.from_pretrained(name)
         tokenizer = WhisperProcessor.from_pretrained(name).tokenizer
     return Prompter(tokenizer, multilingual=is_multilingual(generation, config), max_tokens=config.max_target_positions)
+
+
+def load_dims(name: str) -> WhisperDims:
+    """What a checkpoint's config.json says of its shape.
+
+    Raises:
+        SpecError: it cannot be had.
+    """
+    with _Reading(name):
+        return WhisperDims.from_config(WhisperConfig.from_pretrained(name).to_dict())
 
 
 def load_whisper(name: str, *, attention: str = "sdpa") -> Whisper:

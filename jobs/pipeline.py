@@ -15,6 +15,7 @@ from jobs.stages import Recorder, Stages, claim_root
 from service import artifacts
 from service.artifacts import BaseModelRecord, RunManifest
 from service.errors import JobFailedError
+from service.spec.checks import require_model
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -64,7 +65,8 @@ def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, 
             return work(spec, root, stages, resources, events)
         except JobFailedError as error:
             events.flush()
-            error.traceback_text = "\n".join(recorder.tracebacks)  # type: ignore[attr-defined]
+            for text in recorder.tracebacks:
+                error.add_note(text)  # shown with --debug
             raise
         finally:
             events.close()
@@ -212,12 +214,18 @@ def _notice_overlap(data: dict[str, Any], events: Events) -> None:
 
 
 def _prepare_task(spec: str, root: str, splits: dict[str, str], model: str, log: Any) -> dict[str, Any]:
+    from jobs.model import load_dims
     from jobs.prepare import prepare
+
+    job = JobSpec.model_validate_json(spec)
+    if job.kind == "train":
+        # A hub model's modules are known only here: the same checks as `validate` makes for one that is at hand.
+        require_model(job, load_dims(model))
 
     def progress(split: str, rows: int) -> None:
         log.emit.remote({"event": "rows", "split": split, "rows": rows})
 
-    return prepare(JobSpec.model_validate_json(spec), root, splits, model, progress)
+    return prepare(job, root, splits, model, progress)
 
 
 def _merge_task(spec: str, root: str, log: Any) -> dict[str, Any]:

@@ -114,10 +114,11 @@ class Scorer:
 
 def word_errors(reference: str, hypothesis: str) -> Errors:
     """Word edits between two texts."""
-    if not reference.split():
-        return Errors(insertions=len(hypothesis.split()))
-    found = jiwer.process_words(reference, hypothesis)
-    return Errors(found.substitutions, found.deletions, found.insertions, len(reference.split()))
+    expected, heard = reference.split(), hypothesis.split()
+    if not expected:
+        return Errors(insertions=len(heard))
+    found = jiwer.process_words(" ".join(expected), " ".join(heard))  # jiwer parts words at spaces alone
+    return Errors(found.substitutions, found.deletions, found.insertions, len(expected))
 
 
 def character_errors(reference: str, hypothesis: str) -> Errors:

@@ -122,3 +122,14 @@ class VerificationError(WhisperJobsError):
     """A result did not pass its proof."""
 
     exit_code = 10
+
+
+def failure_text(message: str, faults: list[Fault], exit_code: int, *, as_json: bool) -> str:
+    """An error as its reader sees it on stderr: a line for one fault, a list for several, or one JSON object."""
+    if as_json:
+        content: dict[str, Any] = {"error": message, "exit_code": exit_code}
+        content["faults"] = [fault.as_dict() for fault in faults]
+        return json.dumps(content, default=lambda value: repr(value)[:200])
+    if len(faults) > 1:
+        return "\n".join([f"error: {len(faults)} faults", *(f"  {fault}" for fault in faults)])
+    return f"error: {message}"

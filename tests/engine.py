@@ -143,4 +143,4 @@ def environment() -> dict[str, str]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """A file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import click
 
-from service.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, Fault, InputError, WhisperJobsError
+from service.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, Fault, InputError, WhisperJobsError, failure_text
 
 EXIT_USAGE = InputError.exit_code
 
@@ -24,15 +21,7 @@ def exit_code_of(error: BaseException) -> int:
 def show_failure(error: BaseException, *, as_json: bool) -> None:
     """Print an error for its reader."""
     message, faults = _message(error)
-    if as_json:
-        content: dict[str, Any] = {"error": message, "exit_code": exit_code_of(error)}
-        content["faults"] = [_printable(fault) for fault in faults]
-        click.echo(json.dumps(content), err=True)
-    elif len(faults) > 1:
-        lines = [f"error: {len(faults)} faults", *(f"  {fault}" for fault in faults)]
-        click.echo("\n".join(lines), err=True)
-    else:
-        click.echo(f"error: {message}", err=True)
+    click.echo(failure_text(message, faults, exit_code_of(error), as_json=as_json), err=True)
 
 
 def _message(error: BaseException) -> tuple[str, list[Fault]]:
@@ -48,12 +37,3 @@ def _message(error: BaseException) -> tuple[str, list[Fault]]:
         return error.format_message(), []
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return f"{reason}; this is a fault of whisper-jobs: run again with --debug for the traceback", []
-
-
-def _printable(fault: Fault) -> dict[str, Any]:
-    content = fault.as_dict()
-    try:
-        json.dumps(content)
-    except (TypeError, ValueError):
-        content["value"] = repr(fault.value)[:200]
-    return content

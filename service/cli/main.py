@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -43,9 +44,9 @@ class Commands(click.Group):
         extra["standalone_mode"] = False
         try:
             code = super().main(words, "whisper-jobs", **extra)
-        except (Exception, KeyboardInterrupt) as error:  # the outermost edge: nothing gets past it
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the outermost edge
             if "--debug" in words and not isinstance(error, click.ClickException | click.Abort):
-                raise
+                traceback.print_exc()
             show_failure(error, as_json=_wants_json(words))
             code = exit_code_of(error)
         sys.exit(code or 0)

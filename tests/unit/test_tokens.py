@@ -72,7 +72,6 @@ def test_languages_without_spaces_begin_without_one(processor: Any, prompter: Pr
 def test_any_transcript_comes_back_from_its_tokens(processor: Any, prompter: Prompter, text: str) -> None:
     text = text.strip()
     tokens = prompter.encode(text, "en")
-    # A lone surrogate is no text; clean_up_tokenization_spaces would take out the space before a full stop.
     assert processor.tokenizer.decode(tokens.labels[3:-1], clean_up_tokenization_spaces=False) == f" {text}"
 
 
@@ -112,7 +111,7 @@ def test_a_vocabulary_without_whispers_tokens_is_refused() -> None:
             return EOT
 
     with pytest.raises(SpecError, match=r"no token <\|startoftranscript\|>"):
-        Prompter(Unknown(), multilingual=True, max_tokens=448).encode("hello", "en")
+        Prompter(Unknown(), multilingual=True, max_tokens=448).prompt("en")
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
