@@ -139,6 +139,8 @@ def _check_rows(split: Split, prompter: Prompter, spec: JobSpec) -> Iterator[dic
 
 def _check(row: Row, prompter: Prompter) -> str | tuple[float, int, list[Any]]:
     """What is wrong with a row, or its duration in seconds, its label tokens, and what identifies it."""
+    if row.surplus:
+        return f"has more fields than the header, by {row.surplus}; put a text with commas in double quotes"
     if not row.path:
         return "path is empty"
     if not row.text:

@@ -12,6 +12,7 @@ import fsspec
 from service.errors import Fault, ManifestError
 
 REQUIRED = ("path", "text")
+_SURPLUS = "\0surplus"
 
 
 @dataclass(frozen=True)
@@ -22,38 +23,57 @@ class Row:
     path: str
     text: str
     language: str
+    surplus: int = 0
+    """Fields beyond the header's that are not empty: a comma in the text that no quotes enclose."""
 
 
 def read_rows(source: str, default_language: str) -> Iterator[Row]:
     """Stream a manifest's rows, each with an absolute path or URI for its audio.
 
     Raises:
-        ManifestError: the file is missing, not UTF-8, or lacks a column.
+        ManifestError: the file cannot be read, is not UTF-8 or no CSV, or lacks a column.
     """
     try:
         with fsspec.open(source, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(file, restkey=_SURPLUS, strict=True)
             columns = [name.strip().lower() for name in reader.fieldnames or []]
             reader.fieldnames = columns
-            if missing := [name for name in REQUIRED if name not in columns]:
-                raise ManifestError(
-                    [
-                        Fault(
-                            source,
-                            f"no column {' and no column '.join(missing)} (found: {', '.join(columns) or 'none'})",
-                        )
-                    ]
-                )
+            if problem := _header_problem(columns):
+                raise ManifestError([Fault(source, problem)])
             for record in reader:
                 language = (record.get("language") or "").strip().lower() or default_language
                 path = (record["path"] or "").strip()
-                yield Row(reader.line_num, _resolve(path, source), (record["text"] or "").strip(), language)
+                text = (record["text"] or "").strip()
+                surplus = sum(bool(field.strip()) for field in record.get(_SURPLUS) or ())
+                yield Row(reader.line_num, _resolve(path, source), text, language, surplus)
     except FileNotFoundError as error:
         raise ManifestError([Fault(source, "no such file")]) from error
+    except OSError as error:
+        raise ManifestError([Fault(source, f"cannot be read ({error.strerror or error})")]) from error
     except UnicodeDecodeError as error:
-        raise ManifestError([Fault(source, f"is not UTF-8 text (byte {error.start}); save it as UTF-8")]) from error
+        where = f"{source}, line {_first_line_not_utf8(source)}"
+        raise ManifestError([Fault(where, "is not UTF-8 text; save the file as UTF-8")]) from error
     except csv.Error as error:
-        raise ManifestError([Fault(f"{source}, line {reader.line_num}", f"is not valid CSV: {error}")]) from error
+        # The reader counts the rows that it has given out.
+        raise ManifestError([Fault(f"{source}, line {reader.line_num + 1}", f"is not valid CSV: {error}")]) from error
+
+
+def _header_problem(columns: list[str]) -> str:
+    if missing := [name for name in REQUIRED if name not in columns]:
+        return f"no column {' and no column '.join(missing)} (found: {', '.join(columns) or 'none'})"
+    if doubled := [name for name in (*REQUIRED, "language") if columns.count(name) > 1]:
+        return f"has the column {doubled[0]} twice; keep one"
+    return ""
+
+
+def _first_line_not_utf8(source: str) -> int:
+    with fsspec.open(source, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def _resolve(path: str, source: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,10 +86,28 @@ def train_on_ray(spec: JobSpec, root: str, splits: dict[str, str], resources: Re
         ),
     )
     try:
-        trainer.fit()
+        _fit(trainer)
     except TrainingFailedError as error:
         raise _cause(error) from error
     return dict(ray.get(log.result.remote()))
+
+
+def _fit(trainer: TorchTrainer) -> None:
+    """Run `trainer.fit()` beside the main thread: in it, Ray takes Ctrl-C for itself and ends the process silently."""
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001  # raised again below, in the main thread
+            failures.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True, name="trainer")
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if failures:
+        raise failures[0]
 
 
 def _worker(config: dict[str, Any]) -> None:
