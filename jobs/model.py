@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from jobs.inputs import sha256_of
 from jobs.tokens import Prompter
 from service.artifacts import BaseModelRecord
 from service.errors import Fault, SpecError
@@ -130,14 +130,9 @@ def describe_base(name: str) -> BaseModelRecord:
             if file.endswith(".index.json"):
                 parts = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
             for part in parts:
-                hashes[part] = _sha256(Path(cached_file(name, part)))
+                hashes[part] = sha256_of(Path(cached_file(name, part)))
             break
     return BaseModelRecord(name=name, revision=revision, weights_sha256=hashes)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Reading:

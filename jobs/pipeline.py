@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from jobs.cluster import Events, Resources, await_tasks, connected, require_resources, run_task
+from jobs.inputs import require_same_inputs
 from jobs.progress import Reporter
 from jobs.stages import Recorder, Stages, claim_root
 from service import artifacts
@@ -48,6 +49,7 @@ def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, 
     """
     root = Storage(spec.root)
     claim_root(spec, root, overwrite=overwrite)
+    require_same_inputs(spec, root)
     if root.exists(artifacts.MANIFEST):
         reporter.show({"event": "notice", "text": f"this job is complete already: {root.path()}"})
         return dict(root.read_json(artifacts.METRICS))

@@ -103,7 +103,11 @@ def build(
                 Fault(
                     str(audio_dir),
                     f"leaves no {side} clip: {len(clips)} usable of {len(files)} files"
-                    + (f"; the first reject: {rejects[0]}" if rejects else "; give more files or another --val-ratio"),
+                    + (
+                        f"; left out: {rejects[0].path}, {rejects[0].reason}"
+                        if rejects
+                        else "; give more files or another --val-ratio"
+                    ),
                 )
             ]
         )
@@ -149,7 +153,10 @@ def _audio_files(folder: Path) -> Iterator[Path]:
 
 
 def _examine(file: Path, audio_dir: Path, out: Path, expression: re.Pattern[str], default: str) -> Clip | Reject:
-    shown = file.relative_to(audio_dir).as_posix()
+    name = file.relative_to(audio_dir).as_posix()
+    shown = name.encode(errors="backslashreplace").decode()
+    if shown != name:
+        return Reject(shown, "its name is not UTF-8")
     match = expression.fullmatch(file.stem)
     if match is None:
         return Reject(shown, f"its name does not match the pattern {expression.pattern}")
