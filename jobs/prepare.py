@@ -119,7 +119,8 @@ def _check_rows(split: Split, prompter: Prompter, spec: JobSpec) -> Iterator[dic
         for block in _blocks(rows, BLOCK):
             for row, outcome in zip(block, pool.map(lambda row: _check(row, prompter), block), strict=True):
                 if isinstance(outcome, str):
-                    split.faults.append(Fault(f"{split.source}, line {row.line}", outcome, row.path or None))
+                    shown = [row.path] if row.path else []
+                    split.faults.append(Fault(f"{split.source}, line {row.line}", outcome, *shown))
                     split.rejects.append((row.path, outcome))
                     continue
                 duration_s, tokens, identity = outcome

@@ -1,4 +1,4 @@
-"""`manifest build`: file names become manifests; a sentence keeps its side; what is left out is listed with its reason."""
+"""`manifest build`: file names become manifests, a sentence keeps its side, what is left out is listed and why."""
 
 from __future__ import annotations
 
