@@ -76,12 +76,14 @@ def read_audio(path: str) -> NDArray[np.float32]:
         float32 samples (S,) at 16 kHz, full scale 1.
 
     Raises:
-        ManifestError: the file cannot be read.
+        ManifestError: the file cannot be read, or holds NaN or infinity.
     """
     try:
         samples_SC, rate_hz = soundfile.read(_open(path), dtype="float32", always_2d=True)
     except _UNREADABLE as error:
         raise _fault(path, error) from error
+    if not np.isfinite(samples_SC).all():
+        raise ManifestError([Fault(path, "holds samples that are no finite numbers; export it again")])
     mono_S = samples_SC.mean(axis=1, dtype=np.float32)
     if rate_hz != SAMPLE_RATE_HZ:
         mono_S = soxr.resample(mono_S, rate_hz, SAMPLE_RATE_HZ)

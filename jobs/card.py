@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -51,6 +52,8 @@ def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: Ba
     tuned, before, training = metrics["tuned"], metrics["base"], metrics["training"]
     method = "DoRA" if spec.training.use_dora else "LoRA"
     revision = f" at revision `{base.revision}`" if base.revision else ""
+    # Of a local folder only the name: where it lay on the training machine says nothing to a reader.
+    shown = base.name if base.revision else Path(base.name).name
     names = ", ".join(LANGUAGES[code].capitalize() for code in sorted(tuned["languages"]))
     verdict = "Promoted." if metrics["promoted"] else f"Not promoted: {'; '.join(metrics['promotion_reasons'])}."
     interval = tuned.get("wer_interval")
@@ -58,13 +61,13 @@ def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: Ba
     lines = [
         f"# {metrics['job_id']}",
         "",
-        f"`{base.name}`{revision}, adapted with {method} to {names} speech. {verdict}",
+        f"`{shown}`{revision}, adapted with {method} to {names} speech. {verdict}",
         "",
         "| | base | tuned |",
         "|---|---:|---:|",
         *(f"| {label} | {before[key]:.2%} | {tuned[key]:.2%} |" for label, key in RATES),
         *(
-            f"| WER, {LANGUAGES[code]} | {before['languages'][code]['wer']:.2%} | {values['wer']:.2%} |"
+            f"| WER, {LANGUAGES[code].capitalize()} | {before['languages'][code]['wer']:.2%} | {values['wer']:.2%} |"
             for code, values in sorted(tuned["languages"].items())
             if len(tuned["languages"]) > 1
         ),

@@ -55,7 +55,9 @@ def test_the_plan_counts_what_peft_trains(tiny: Path, use_dora: bool) -> None:
     }
     model = adapted(tiny, **settings)
     plan = plan_adapter(TrainingConfig(**settings), WhisperDims.from_config(model.config.to_dict()))
-    assert [module.name for module in plan] == [name.removeprefix("base_model.model.") for name, _ in lora_layers(model)]
+    assert [module.name for module in plan] == [
+        name.removeprefix("base_model.model.") for name, _ in lora_layers(model)
+    ]
     assert sum(module.parameters for module in plan) == sum(p.numel() for _, p in trainable_parameters(model))
     scaling = [module.scaling["default"] for _, module in lora_layers(model)]
     assert scaling == pytest.approx([module.scaling for module in plan])
@@ -140,7 +142,9 @@ class TestCoverage:
         assert result["unchanged"] == ["model.decoder.layers.1.encoder_attn.k_proj"]
         assert result["coverage"]["cross-attention"] == {"adapted": 8, "changed": 7}
         assert result["coverage"]["decoder MLP"] == {"adapted": 4, "changed": 4}
-        with pytest.raises(VerificationError, match=r"1 of 32 adapted modules did not change .*layers\.1\.encoder_attn"):
+        with pytest.raises(
+            VerificationError, match=r"1 of 32 adapted modules did not change .*layers\.1\.encoder_attn"
+        ):
             require_coverage(result)
 
     def test_a_b_that_is_not_zero_proves_nothing(self, tiny: Path) -> None:

@@ -137,7 +137,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         runs = {"count": 0}
-        encoder_of(model).layers[0].fc1.register_forward_hook(lambda *_, runs=runs: runs.update(count=runs["count"] + 1))
+        encoder_of(model).layers[0].fc1.register_forward_hook(
+            lambda *_, runs=runs: runs.update(count=runs["count"] + 1)
+        )
         torch.manual_seed(5)
         results.append((*step(model, batch, freeze_encoder=freeze_encoder), runs["count"]))
     (loss, plain, once), (again, recomputed, twice) = results

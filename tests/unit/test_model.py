@@ -119,7 +119,10 @@ class TestUnusable:
 
     @pytest.mark.parametrize(
         ("error", "way_out"),
-        [(GatedRepoError, "accept its terms on its hub page, then set HF_TOKEN"), (RepositoryNotFoundError, "check the name")],
+        [
+            (GatedRepoError, "accept its terms on its hub page, then set HF_TOKEN"),
+            (RepositoryNotFoundError, "check the name"),
+        ],
     )
     def test_what_the_hub_refuses_says_what_to_do(
         self, monkeypatch: pytest.MonkeyPatch, error: type[Exception], way_out: str
