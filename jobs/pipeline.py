@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import ray
+from rich.markup import escape
 
 from jobs.cluster import Events, Resources, await_tasks, connected, require_resources, run_task
 from jobs.inputs import require_same_inputs
@@ -51,13 +52,13 @@ def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, 
     claim_root(spec, root, overwrite=overwrite)
     require_same_inputs(spec, root)
     if root.exists(artifacts.MANIFEST):
-        reporter.show({"event": "notice", "text": f"this job is complete already: {root.path()}"})
+        reporter.show({"event": "notice", "text": f"this job is complete already: {escape(root.path())}"})
         return dict(root.read_json(artifacts.METRICS))
     recorder = Recorder(root, reporter)
     if _is_temporary(root):
         text = "results go to a folder that Ray deletes with the job's working directory; give an absolute path or URI"
         recorder.take({"event": "notice", "text": f"[yellow]warning[/yellow]: {text} as outdir or storage.uri"})
-    reporter.show({"event": "notice", "text": f"[bold]{spec.job_id}[/bold]  -> {root.path()}"})
+    reporter.show({"event": "notice", "text": f"[bold]{spec.job_id}[/bold]  -> {escape(root.path())}"})
     with connected() as local:
         events = Events(recorder.take)
         try:

@@ -55,18 +55,19 @@ def test_the_metadata_is_a_block_of_yaml_that_the_hub_takes() -> None:
     assert block["base_model_relation"] == "adapter"
 
 
-def test_a_local_base_is_no_model_of_the_hub() -> None:
+def test_a_local_base_is_no_model_of_the_hub_and_its_folder_stays_private() -> None:
     found = card(BaseModelRecord(name="/models/nano", revision=None, weights_sha256={}))
     assert found.data.base_model is None
     assert "license" not in yaml.safe_load(str(found).split("---\n")[1])
-    assert "`/models/nano`, adapted with LoRA" in found.text
+    assert "/models" not in found.text
+    assert "`nano`, adapted with LoRA" in found.text
 
 
 def test_rates_stand_side_by_side_in_total_and_per_language() -> None:
     text = card().text
     assert "| WER | 50.00% | 10.00% |" in text
     assert "| CER, raw text | 30.00% | 30.00% |" in text
-    assert "| WER, spanish | 75.00% | 75.00% |" in text
+    assert "| WER, Spanish | 75.00% | 75.00% |" in text
     assert "Measured on 80 held-out clips (95 % interval 8.00% to 12.00%)" in text
     assert "2 sentences are in both splits" in text
     assert "v" * 64 in text

@@ -37,7 +37,9 @@ def test_a_changed_input_is_named_and_refused(spec: JobSpec, tmp_path: Path, nam
     start(spec)
     with open(tmp_path / name, "a") as file:
         file.write("b.wav,two\n")
-    with pytest.raises(InputError, match="has changed since the run in .* began; give another outdir, or --overwrite") as caught:
+    with pytest.raises(
+        InputError, match="has changed since the run in .* began; give another outdir, or --overwrite"
+    ) as caught:
         start(spec)
     assert [fault.where for fault in caught.value.faults] == [str(tmp_path / name)]
 
