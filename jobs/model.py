@@ -14,11 +14,11 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from jobs.inputs import sha256_of
 from jobs.tokens import Prompter
 from service.artifacts import BaseModelRecord
 from service.errors import Fault, SpecError
 from service.spec.whisper_dims import WhisperDims
+from service.storage import sha256_of
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -28,7 +28,7 @@ WEIGHT_FILES = (
 )
 
 
-_NOT_READABLE = (OSError, ValueError, RuntimeError, SafetensorError, HfHubHTTPError)
+_NOT_READABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, HfHubHTTPError)
 
 
 @dataclass

@@ -62,10 +62,12 @@ def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, 
     with connected() as local:
         events = Events(recorder.take)
         try:
-            resources = require_resources(spec, local=local)
+            resources = require_resources(
+                spec, local=local, tell=lambda text: events.emit({"event": "notice", "text": text})
+            )
             stages = Stages(root, events.emit)
             work = {"train": _train_job, "evaluate": _evaluate_job}[spec.kind]
-            return work(spec, root, stages, resources, events)
+            return work(with_gpus(spec, resources), root, stages, resources, events)
         except JobFailedError as error:
             events.flush()
             for text in recorder.tracebacks:
@@ -76,6 +78,11 @@ def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, 
             reporter.close()
 
 
+def with_gpus(spec: JobSpec, resources: Resources) -> JobSpec:
+    """The spec with the GPUs that its workers really get, which `null` leaves to the cluster."""
+    return spec.model_copy(update={"resources": spec.resources.model_copy(update={"gpus_per_worker": resources.gpus})})
+
+
 def _train_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resources, events: Events) -> dict[str, Any]:
     training, gpus = spec.training, min(1.0, resources.gpus)
     sources = {"train": str(training.train_csv), "val": str(training.val_csv)}
@@ -84,10 +91,14 @@ def _train_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resource
         "checking every row of both manifests",
         lambda: run_task(_prepare_task, spec.to_json(), root.uri, sources, training.base_model, events.log),
     )
+    base = BaseModelRecord.model_validate(
+        stages.run("describe", "hashing the base model", lambda: run_task(_describe_task, training.base_model))
+    )
     _notice_overlap(data, events)
+    workers = {0: "in this process", 1: "1 worker"}.get(resources.workers, f"{resources.workers} workers")
     trained = stages.run(
         "train",
-        f"{resources.workers} worker{'s' if resources.workers > 1 else ''}; scoring the base model first",
+        f"{workers}; scoring the base model first",
         lambda: _train(spec, root, resources, events),
     )
     metrics: dict[str, Any] = {"job_id": spec.job_id, "base": trained["base"], "tuned": trained["tuned"]}
@@ -96,15 +107,12 @@ def _train_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resource
         merged = stages.run(
             "merge",
             "merging in float32, comparing logits, transcribing with the merged model",
-            lambda: run_task(_merge_task, spec.to_json(), root.uri, events.log, gpus=gpus),
+            lambda: run_task(_merge_task, spec.to_json(), root.uri, events.log, cpus=resources.cpus, gpus=gpus),
         )
         metrics["artifacts"]["hf"] = merged.pop("artifact")
         metrics["merge"] = merged
     reasons = promotion_reasons(metrics)
     metrics |= {"promoted": not reasons, "promotion_reasons": reasons}
-    base = BaseModelRecord.model_validate(
-        stages.run("describe", "hashing the base model", lambda: run_task(_describe_task, training.base_model))
-    )
     _publish(spec, root, stages, metrics, data, base)
     return metrics
 
@@ -145,6 +153,13 @@ def _train(spec: JobSpec, root: Storage, resources: Resources, events: Events) -
     from jobs.train.on_ray import train_on_ray
 
     splits = {name: str(root.local(split_file(name))) for name in ("train", "val")}
+    if resources.workers == 0:
+        from jobs.train.loop import TrainTask, train
+        from jobs.train.session import FolderSession
+
+        folder = root.local(f"{artifacts.CHECKPOINTS}/{spec.sha256[:16]}")
+        session = FolderSession(folder, spec.engine.keep_checkpoints, events.emit)
+        return train(TrainTask(spec, splits["train"], splits["val"], root.path()), session)
     return train_on_ray(spec, root.path(), splits, resources, events.log)
 
 
@@ -154,11 +169,9 @@ def _evaluate(
     from jobs.score_model import collect, score_shard
 
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(score_shard)
-    shards = [
-        task.remote(spec.to_json(), root.path(), model, rank, resources.workers, events.log)
-        for rank in range(resources.workers)
-    ]
-    return collect(spec, root, await_tasks(shards))
+    shards = max(1, resources.workers)
+    tasks = [task.remote(spec.to_json(), root.path(), model, rank, shards, events.log) for rank in range(shards)]
+    return collect(spec, root, await_tasks(tasks))
 
 
 def _publish(

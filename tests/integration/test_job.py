@@ -82,7 +82,9 @@ def test_the_layout_is_that_of_the_design(done: Job) -> None:
 
 
 def test_the_spec_that_was_kept_is_the_one_that_ran(done: Job) -> None:
-    assert JobSpec.model_validate(done.read("spec.json")) == done.spec
+    kept = JobSpec.model_validate(done.read("spec.json"))
+    assert kept.training == done.spec.training
+    assert (kept.sha256, kept.job_id) == (done.spec.sha256, done.spec.job_id)
 
 
 def test_the_manifest_holds_and_knows_what_the_run_came_from(done: Job) -> None:
@@ -148,8 +150,8 @@ def test_events_tell_the_whole_job_in_order(done: Job) -> None:
     logged = [event["step"] for event in found if event["event"] == "step"]
     assert logged == [*range(5, steps, 5), steps]
     checkpoints = [event["step"] for event in found if event["event"] == "checkpoint"]
-    assert checkpoints == [*range(4, steps, 4), *([steps] if steps % 4 else [])] or checkpoints[-1] == steps
-    assert [event.get("what") for event in found if event["event"] == "evaluation"][0] == "base"
+    assert checkpoints == [*range(4, steps, 4), steps]
+    assert next(event.get("what") for event in found if event["event"] == "evaluation") == "base"
     times = [event["time"] for event in found]
     assert times == sorted(times)
 
@@ -159,7 +161,7 @@ def test_training_curves_are_there_for_tensorboard(done: Job) -> None:
 
 
 def test_as_many_checkpoints_are_kept_as_asked(done: Job) -> None:
-    kept = [path for path in (done.root / "checkpoints").rglob("state.pt")]
+    kept = list((done.root / "checkpoints").rglob("state.pt"))
     assert len(kept) == done.spec.engine.keep_checkpoints == 2
 
 

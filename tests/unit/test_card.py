@@ -15,7 +15,10 @@ from service.artifacts import BaseModelRecord
 from service.spec.job import JobSpec
 
 RATES = {"wer": 0.5, "wer_raw": 0.6, "cer": 0.25, "cer_raw": 0.3, "utterances": 80}
-DATA = {"train": {"rows": 200, "hours": 0.1, "sha256": "t" * 64}, "val": {"rows": 80, "hours": 0.04, "sha256": "v" * 64}}
+DATA = {
+    "train": {"rows": 200, "hours": 0.1, "sha256": "t" * 64},
+    "val": {"rows": 80, "hours": 0.04, "sha256": "v" * 64},
+}
 
 
 def figures(**changes: Any) -> dict[str, Any]:

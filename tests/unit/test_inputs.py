@@ -29,6 +29,15 @@ def spec(tmp_path: Path) -> JobSpec:
 
 def start(spec: JobSpec) -> None:
     require_same_inputs(spec, Storage(spec.root))
+    Storage(spec.root).write_json("stages/prepare.json", {})  # the data have been checked: the run has begun
+
+
+def test_before_the_data_are_checked_mended_inputs_are_simply_taken(spec: JobSpec, tmp_path: Path) -> None:
+    require_same_inputs(spec, Storage(spec.root))
+    (tmp_path / "train.csv").write_text("path,text\nb.wav,mended\n")
+    require_same_inputs(spec, Storage(spec.root))
+    recorded = Storage(spec.root).read_json("stages/inputs.json")
+    assert recorded[str(tmp_path / "train.csv")] == sha256_of(tmp_path / "train.csv")
 
 
 @pytest.mark.parametrize("name", ["train.csv", "val.csv", "base/model.safetensors"])
@@ -38,7 +47,7 @@ def test_a_changed_input_is_named_and_refused(spec: JobSpec, tmp_path: Path, nam
     with open(tmp_path / name, "a") as file:
         file.write("b.wav,two\n")
     with pytest.raises(
-        InputError, match="has changed since the run in .* began; give another outdir, or --overwrite"
+        InputError, match=r"has changed since the run in .* began; give another outdir, or --overwrite"
     ) as caught:
         start(spec)
     assert [fault.where for fault in caught.value.faults] == [str(tmp_path / name)]
