@@ -183,11 +183,9 @@ def _publish(
     if spec.kind == "train":
         from jobs.card import model_card
 
-        card = model_card(spec, metrics, data, base)
-        root.write_text(artifacts.CARD, card)
-        root.write_text(f"{artifacts.ADAPTER}/{artifacts.CARD}", card)
-        if spec.training.merge_lora:
-            root.write_text(f"{artifacts.MERGED}/{artifacts.CARD}", card)
+        for folder in ("", artifacts.ADAPTER, *([artifacts.MERGED] if spec.training.merge_lora else [])):
+            card = model_card(spec, metrics, data, base, folder)
+            root.write_text(f"{folder}/{artifacts.CARD}".lstrip("/"), card)
     rates = {name: metrics[name]["wer"] for name in ("base", "tuned", "model") if name in metrics}
     manifest = RunManifest(
         job_id=spec.job_id,

@@ -37,10 +37,12 @@ def figures(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def card(base: BaseModelRecord | None = None, spec: JobSpec | None = None, **changes: Any) -> ModelCard:
+def card(
+    base: BaseModelRecord | None = None, spec: JobSpec | None = None, folder: str = "", **changes: Any
+) -> ModelCard:
     spec = spec or job("openai/whisper-tiny", Path("/data"), Path("/secret/folder/run"))
     base = base or BaseModelRecord(name="openai/whisper-tiny", revision="c0ffee", weights_sha256={})
-    text = model_card(spec, figures(**changes), DATA | {"sentences_in_both": 2}, base)
+    text = model_card(spec, figures(**changes), DATA | {"sentences_in_both": 2}, base, folder)
     return ModelCard(text)
 
 
@@ -85,11 +87,18 @@ def test_method_precision_and_settings_are_named_and_no_local_paths() -> None:
     assert "/secret" not in text
 
 
-@pytest.mark.parametrize("merged", [True, False])
-def test_how_to_use_it_depends_on_what_there_is(merged: bool) -> None:
-    text = card(**({} if merged else {"merge": None})).text
-    assert ('pipeline("automatic-speech-recognition", model="merged")' in text) is merged
-    assert ('PeftModel.from_pretrained(base, "adapter")' in text) is not merged
+@pytest.mark.parametrize(
+    ("folder", "library", "relation", "code"),
+    [
+        ("", "peft", "adapter", 'PeftModel.from_pretrained(base, "adapter")'),
+        ("adapter", "peft", "adapter", 'PeftModel.from_pretrained(base, ".")'),
+        ("merged", "transformers", "finetune", 'pipeline("automatic-speech-recognition", model=".")'),
+    ],
+)
+def test_each_folder_has_the_card_of_what_lies_in_it(folder: str, library: str, relation: str, code: str) -> None:
+    found = card(folder=folder)
+    assert (found.data.library_name, found.data.base_model_relation) == (library, relation)
+    assert code in found.text
 
 
 def test_a_model_that_is_no_better_says_so() -> None:
