@@ -68,6 +68,11 @@ class Schedule:
         return [chunk[start : start + size].tolist() for start in starts]
 
 
+def read_clip(record: dict[str, Any]) -> NDArray[np.float32]:
+    """A row's samples (S,) at 16 kHz: its file, or the part of it that the row is."""
+    return read_audio(record["path"], record.get("start_s"), record.get("end_s"))
+
+
 def log_mel(feature_extractor: Any, clips: list[NDArray[np.float32]]) -> Tensor:
     """Log-mel features of B clips, each padded with silence to 30 s: float32 (B, M, 3000)."""
     features: Tensor = feature_extractor(clips, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features
@@ -97,7 +102,7 @@ class Loader:
     def make(self, rows: list[int]) -> Batch:
         """Read and featurise these rows."""
         records = [self._dataset[row] for row in rows]
-        features = log_mel(self._extractor, [read_audio(record["path"]) for record in records])
+        features = log_mel(self._extractor, [read_clip(record) for record in records])
         tokens = [self._prompter.encode(record["text"], record["language"]) for record in records]
         inputs, labels = pad(tokens, fill=tokens[0].labels[-1])
         return Batch(features, inputs, labels, rows)

@@ -10,7 +10,7 @@ import jiwer
 import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-from jobs.tokens import WITHOUT_SPACES
+from service.spec.languages import WITHOUT_SPACES
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.manifest.row import Row
 from service.errors import Fault, SpecError
-from service.spec.languages import LANGUAGES
+from service.spec.languages import LANGUAGES, WITHOUT_SPACES
 
 IGNORE = -100
 """Label id that the cross-entropy leaves out."""
-
-WITHOUT_SPACES = {"zh", "ja", "th", "lo", "my", "yue", "km", "bo"}
-"""Languages written without spaces between words: Whisper puts none before their text either."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,10 @@ class Prompter:
         ids = self._tokenizer(text, add_special_tokens=False).input_ids
         sequence = [*self.prompt(language), *ids, self._eot]
         return Tokens(sequence[:-1], sequence[1:])
+
+    def count(self, row: Row) -> int:
+        """Decoder positions that a row of a manifest takes."""
+        return len(self.encode(row.text, row.language).inputs)
 
 
 def pad(rows: list[Tokens], fill: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,21 @@ class DataConfig(Spec):
     """What to do with rows that cannot be used (no such file, unreadable, over 30 s, no text, too many tokens): `error`
     ends the job before it trains and lists them all; `reject` leaves them out and lists them in rejects.csv."""
 
+    check: Literal["header", "decode"] = "header"
+    """How the job looks at audio before it trains: `header` opens every file and compares its length with its header's
+    and its row's; `decode` reads all of it, which also finds silence, clipping and what is broken in the middle.
+    `whisper-jobs manifest build` and `check` always decode."""
+
+    min_duration_s: Float = Field(default=0.1, ge=0, lt=30)
+    """Shortest clip, in seconds."""
+
+    silence_dbfs: Float = Field(default=-60.0, le=0)
+    """A decoded clip whose loudness (RMS, in dB below full scale) is under this counts as silent, unless its row is
+    marked as `no_speech`."""
+
+    clipped_share: Float = Field(default=0.01, gt=0, le=1)
+    """A decoded clip counts as clipped where more than this share of its samples is at full scale."""
+
     prefetch: Int = Field(default=4, ge=1)
     """Micro-batches that are decoded ahead of the model, per worker."""
 

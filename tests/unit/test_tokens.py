@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.tokens import IGNORE, WITHOUT_SPACES, Prompter, Tokens, pad
+from jobs.tokens import IGNORE, Prompter, Tokens, pad
 from service.errors import SpecError
-from service.spec.languages import LANGUAGES
+from service.spec.languages import LANGUAGES, WITHOUT_SPACES
 
 EOT, START, EN, ES, TRANSCRIBE, NO_TIMESTAMPS = 50257, 50258, 50259, 50262, 50359, 50363
 OF_LARGE_V3 = "yue"
