@@ -1,6 +1,6 @@
-"""Files that are shorter than they say: libsndfile reads a cut WAV, AIFF, AU, MP3 or OGG without an error.
+"""Files that are shorter than they say: libsndfile reads a cut WAV, AIFF, AU, CAF, MP3 or OGG without an error.
 
-Sources: the RIFF, RF64, AIFF and .snd headers; RFC 3533 (Ogg); the Xing/Info and VBRI headers of MP3 encoders.
+Sources: the RIFF, RF64, AIFF, CAF and .snd headers; RFC 3533 (Ogg); the Xing/Info and VBRI headers of MP3 encoders.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def missing_part(file: BinaryIO) -> str:
         return _wav(file, size, ">" if head[:4] == b"RIFX" else "<")
     if head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
         return _short(struct.unpack(">I", head[4:8])[0] + 8, size)
+    if head[:4] == b"caff":
+        return _caf(file, size)
     if head[:4] == b".snd":
         offset, length = struct.unpack(">II", head[4:12])
         return "" if length == 0xFFFFFFFF else _short(offset + length, size)
@@ -99,6 +101,16 @@ def _wav(file: BinaryIO, size: int, order: str) -> str:
                 return ""
             return _short(place + 8 + length, size)
         file.seek(place + 8 + length + length % 2)
+
+
+def _caf(file: BinaryIO, size: int) -> str:
+    file.seek(8)
+    while len(head := file.read(12)) == 12:
+        length = struct.unpack(">q", head[4:])[0]
+        if head[:4] == b"data":
+            return "" if length < 0 else _short(file.tell() + length, size)
+        file.seek(max(0, length), 1)
+    return "it ends before any sound"
 
 
 def _ogg(file: BinaryIO, size: int) -> str:

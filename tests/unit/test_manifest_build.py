@@ -225,7 +225,13 @@ def test_progress_counts_every_file(clips: Path, tmp_path: Path) -> None:
 
 def test_all_bad_arguments_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        build(tmp_path / "none", tmp_path, options=SourceOptions(pattern="(", language="english"), kind="names", val_ratio=1.0)
+        build(
+            tmp_path / "none",
+            tmp_path,
+            options=SourceOptions(pattern="(", language="english"),
+            kind="names",
+            val_ratio=1.0,
+        )
     assert [fault.where for fault in caught.value.faults] == ["SOURCE", "--pattern", "--val-ratio", "--language"]
     with pytest.raises(InputError, match=r"--pattern.*no named group"):
         build(tmp_path, tmp_path, options=SourceOptions(pattern=".*"))

@@ -61,7 +61,10 @@ def test_rates_of_a_corpus_are_jiwers(scorer: Scorer) -> None:
 
 
 def test_rates_are_over_the_corpus_and_no_mean_of_rates(scorer: Scorer) -> None:
-    pairs = [("open", "close"), ("the door now please open it the window now", "the door now please open it the window now")]
+    pairs = [
+        ("open", "close"),
+        ("the door now please open it the window now", "the door now please open it the window now"),
+    ]
     assert summarise([scorer.score(record(*pair[:1]), pair[1]) for pair in pairs], bootstrap=0)["wer_raw"] == 0.1
 
 

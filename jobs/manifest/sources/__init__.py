@@ -14,7 +14,7 @@ from jobs.manifest.sources.hub import HubSource, is_dataset_folder
 from jobs.manifest.sources.names import NameSource
 from jobs.manifest.sources.options import DEFAULT_PATTERN, Source, SourceOptions
 from jobs.manifest.sources.sidecars import SidecarSource
-from jobs.manifest.sources.table import SUFFIXES, TableSource
+from jobs.manifest.sources.table import SUFFIXES, TableSource, metadata_of
 from jobs.manifest.sources.trans_txt import TransTxtSource, has_trans_txt
 from service.errors import Fault, InputError
 
@@ -60,6 +60,8 @@ def kind_of(location: str) -> str:
         raise InputError([Fault("SOURCE", "is not a folder, a table or a hub id (owner/name)", location)])
     if is_dataset_folder(path):
         return "dataset"
+    if metadata_of(path):
+        return "table"
     if has_trans_txt(path):
         return "trans-txt"
     for number, file in enumerate(audio_files(path), 1):

@@ -17,13 +17,12 @@ AUDIO = "audio"
 """Folder below the manifests for audio that is inside a dataset's tables."""
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
-_LOADABLE = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _MAGIC = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"FORM": ".aiff"}
 
 
 def is_dataset_folder(folder: Path) -> bool:
-    """Whether `datasets` made a folder: saved to disk, or tables in Parquet or Arrow, or audio with a metadata file."""
-    if any((folder / name).exists() for name in (*_SAVED, *_LOADABLE)):
+    """Whether `datasets` made a folder: saved to disk, or tables in Parquet or Arrow."""
+    if any((folder / name).exists() for name in _SAVED):
         return True
     return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*.arrow", "data/*.parquet"))
 

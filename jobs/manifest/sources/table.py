@@ -17,6 +17,9 @@ from service.errors import Fault, InputError, ManifestError
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson"}
 
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
+"""Tables that stand in a folder with the audio that they are about."""
+
 PATH_NAMES = ("path", "audio", "file", "filename", "file_name", "audio_path", "audio_filepath", "audio_file", "wav")
 TEXT_NAMES = ("text", "sentence", "transcript", "transcription", "normalized_text")
 LANGUAGE_NAMES = ("language", "locale", "lang")
@@ -34,6 +37,7 @@ class TableSource:
     """
 
     def __init__(self, location: str, options: SourceOptions) -> None:
+        location = str(metadata_of(Path(location)) or location)
         self._suffix = Path(location).suffix.lower()
         if self._suffix not in SUFFIXES:
             raise InputError([Fault("SOURCE", f"is none of {', '.join(sorted(SUFFIXES))}", location)])
@@ -137,6 +141,11 @@ class TableSource:
             fault=Reject("bad-row", problem) if problem else None,
             **values,
         )
+
+
+def metadata_of(folder: Path) -> Path | None:
+    """The table of a folder's audio, where there is one."""
+    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
 def _json_lines(file: Any) -> Iterator[Record]:
