@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, LoraRuntimeConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from service.errors import Fault, SpecError, VerificationError
@@ -17,6 +19,7 @@ from service.spec.whisper_dims import WhisperDims
 from service.spec.whisper_modules import modules
 
 ADAPTER_NAME = "default"
+CONVOLUTIONS = "encoder convolutions"
 
 
 def plan_adapter(training: TrainingConfig, dims: WhisperDims) -> list[AdaptedModule]:
@@ -56,9 +59,13 @@ def attach(model: Any, training: TrainingConfig) -> tuple[Any, list[AdaptedModul
         the PeftModel, and what was adapted.
 
     Raises:
-        SpecError: PEFT adapted other modules than the plan says.
+        SpecError: PEFT adapted other modules than the plan says, or the model cannot run with what was planned.
     """
     adapted = plan_adapter(training, WhisperDims.from_config(model.config.to_dict()))
+    if convolutions := [module.name for module in adapted if module.part == CONVOLUTIONS]:
+        # transformers' encoder asks the convolution for its stride, which PEFT's layer does not pass on.
+        why = f"puts an adapter on {convolutions[0]}, and transformers' Whisper cannot run so; leave convolutions out"
+        raise SpecError([Fault("training.lora_target_modules", why)])
     wrapped = get_peft_model(model, lora_config(training, adapted))
     found = {name.removeprefix("base_model.model.") for name, _ in lora_layers(wrapped)}
     expected = {module.name for module in adapted}
@@ -72,11 +79,14 @@ def load_adapter(model: Any, folder: Path) -> Any:
     """Put a saved adapter on its untouched base, for inference.
 
     Raises:
-        SpecError: the folder holds no PEFT adapter, or one for another model.
+        SpecError: the folder holds no PEFT adapter, an incomplete one, or one for another model.
     """
     try:
-        return PeftModel.from_pretrained(model, str(folder)).eval()
-    except (ValueError, RuntimeError, OSError) as error:
+        with warnings.catch_warnings():
+            # PEFT would leave what the file lacks as it was initialised.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder)).eval()
+    except (ValueError, RuntimeError, OSError, SafetensorError, UserWarning) as error:
         reason = str(error).strip().split("\n", 1)[0][:200]
         raise SpecError([Fault(str(folder), f"is no adapter for this base model ({reason})")]) from error
 

@@ -38,7 +38,7 @@ def evaluate(
         workers: number of workers; each of them makes this call.
         threads: threads that read audio.
         bootstrap: resamples, where other than the settings say.
-        progress: called with this worker's (rows done, rows).
+        progress: called with (rows done, rows); for the other workers, this one's pace is taken.
 
     Returns:
         every row's utterance in the order of the split, and the summary of `jobs.score.summarise`.
@@ -52,7 +52,7 @@ def evaluate(
         settings,
         multilingual=multilingual,
         threads=threads,
-        progress=lambda done: progress(done, len(rows)),
+        progress=lambda done: progress(min(done * workers, len(dataset)), len(dataset)),
     )
     everything = sorted(distributed.gather([(item.row, item.text) for item in heard]))
     if [row for row, _ in everything] != list(range(len(dataset))):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
@@ -25,6 +26,9 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+
+
+_NOT_READABLE = (OSError, ValueError, RuntimeError, SafetensorError, HfHubHTTPError)
 
 
 @dataclass
@@ -107,7 +111,12 @@ def load_whisper(name: str, *, attention: str = "sdpa") -> Whisper:
     """
     quiet_libraries()
     with _Reading(name):
-        model = WhisperForConditionalGeneration.from_pretrained(name, dtype="auto", attn_implementation=attention)
+        model, report = WhisperForConditionalGeneration.from_pretrained(
+            name, dtype="auto", attn_implementation=attention, output_loading_info=True
+        )
+        if missing := sorted(report["missing_keys"]):
+            # transformers would fill them with random numbers and go on.
+            raise ValueError(f"{len(missing)} of its weights are missing: {', '.join(missing[:3])}")
         processor = WhisperProcessor.from_pretrained(name)
     stored = model.dtype
     # Checkpoints made before generation configs held the prompt; generate() takes language and task as arguments.
@@ -145,11 +154,7 @@ class _Reading:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if (
-            error is None
-            or isinstance(error, SpecError)
-            or not isinstance(error, OSError | ValueError | HfHubHTTPError)
-        ):
+        if not isinstance(error, _NOT_READABLE):
             return
         cause: BaseException | None = error
         while cause and not isinstance(cause, GatedRepoError | RepositoryNotFoundError):

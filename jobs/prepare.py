@@ -184,7 +184,8 @@ def _reject(split: Split, row: Row, reason: Reject, left_out: Any) -> None:
     split.rejected += 1
     split.reasons[reason.kind] += 1
     if len(split.faults) < SHOWN_FAULTS:
-        split.faults.append(Fault(f"{split.source}, line {row.line}", reason.reason, row.path or None))
+        shown = [row.path] if row.path else []
+        split.faults.append(Fault(f"{split.source}, line {row.line}", reason.reason, *shown))
     left_out.writerow((split.name, printable(row.path), reason.kind, printable(reason.reason)))
 
 

@@ -31,7 +31,7 @@ class Reporter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._started = time.monotonic()
-        self._last_line = 0.0
+        self._last_line = self._started
         self._first: tuple[int, float] | None = None
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "stage": self._stage,

@@ -58,7 +58,8 @@ def score_shard(
 
     def progress(done: int) -> None:
         if rank == 0:
-            log.emit.remote({"event": "transcribed", "what": "rows", "done": done, "total": len(mine)})
+            seen = min(done * workers, len(rows))
+            log.emit.remote({"event": "transcribed", "what": "clips", "done": seen, "total": len(rows)})
 
     device = "cuda" if gpu else "cpu"
     kind = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision_of(spec, gpu=gpu)]

@@ -16,21 +16,21 @@ from service.storage import Storage
 STAGES = "stages"
 
 OURS = (
-    artifacts.SPEC,
+    artifacts.MANIFEST,  # first, so that a half-deleted run never looks complete
+    STAGES,
     artifacts.EVENTS,
     artifacts.METRICS,
     artifacts.CARD,
     artifacts.REJECTS,
-    artifacts.MANIFEST,
     artifacts.DATA,
     artifacts.EVALUATION,
     artifacts.CHECKPOINTS,
     artifacts.TENSORBOARD,
     artifacts.ADAPTER,
     artifacts.MERGED,
-    STAGES,
+    artifacts.SPEC,  # last: it says that all of this is a run's
 )
-"""What a run writes under its root, and so what `--overwrite` deletes. Other files there are left alone."""
+"""What a run writes under its root, and so what `--overwrite` deletes, in this order. Other files are left alone."""
 
 
 def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
@@ -40,8 +40,7 @@ def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
         InputError: it holds a run of another spec, or files that are no run's, and there is no word to overwrite it.
     """
     root.local()  # a clear error for what this version cannot hold
-    if overwrite:
-        root.remove(artifacts.MANIFEST)  # first, so that a half-deleted run never looks complete
+    if overwrite and root.exists(artifacts.SPEC):
         for name in OURS:
             root.remove(name)
     if root.exists(artifacts.SPEC):
@@ -67,13 +66,11 @@ def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
             )
         return
     if not overwrite and next(root.files(), None):
-        raise InputError(
-            [
-                Fault(
-                    root.path(), "is not empty and holds no run; give another outdir, or --overwrite to write beside it"
-                )
-            ]
-        )
+        way_out = "give another outdir, or --overwrite to write beside it"
+        raise InputError([Fault(root.path(), f"is not empty and holds no run; {way_out}")])
+    # What no run of ours has left there is not ours to delete.
+    if taken := [name for name in OURS if root.exists(name)]:
+        raise InputError([Fault(root.path(), f"holds {taken[0]}, but no run; give another outdir, or move it away")])
     try:
         root.write_text(artifacts.SPEC, spec.to_json())
     except OSError as error:

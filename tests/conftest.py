@@ -10,6 +10,8 @@ import pytest
 
 # No test may reach the hub, and a Ray that a test starts is its own. Set before transformers is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The models are small: more threads than one cost more than they give, most of all beside other processes.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("RAY_ADDRESS", None)
 
 

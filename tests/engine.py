@@ -144,3 +144,24 @@ def environment() -> dict[str, str]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """A file of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def batch_of(base: Path, csv_file: Path, count: int) -> Any:
+    """The first rows of a manifest as one batch."""
+    from jobs.batches import Loader
+    from jobs.manifest.rows import read_rows
+    from jobs.model import load_processor, load_prompter
+
+    rows = [vars(row) for row in read_rows(str(csv_file), "en")]
+    loader = Loader(rows, load_processor(str(base)).feature_extractor, load_prompter(str(base)), threads=1, prefetch=1)
+    return loader.make(list(range(count)))
+
+
+def logits_of(model: Any, batch: Any) -> Tensor:
+    """Logits (N, V) at the positions that count, of a model in evaluation."""
+    model.eval()
+    with torch.inference_mode():
+        logits_BTV: Tensor = model(
+            input_features=batch.features_BMF.to(model.dtype), decoder_input_ids=batch.inputs_BT, use_cache=False
+        ).logits
+    return logits_BTV[batch.labels_BT >= 0].float()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperTokenizer
+from transformers.utils import logging as transformers_logging
 
 from jobs.demo.compact import END_OF_TEXT_ID, START_ID, NanoConfig, expand, kept_token_ids
 from jobs.demo.tokenizer import ASSETS, build_tokenizer, special_tokens
@@ -97,4 +98,5 @@ def write_processor(directory: Path, tokenizer: WhisperTokenizer) -> None:
 
 
 if __name__ == "__main__":
+    transformers_logging.disable_progress_bar()
     write_nano_whisper(Path(sys.argv[1]))

@@ -77,7 +77,8 @@ def _speak_once(library: ctypes.CDLL, text: str, voice: Voice) -> tuple[PcmArray
     data_path = espeakng_loader.get_data_path().encode()
     sample_rate_hz: int = library.espeak_Initialize(SYNCHRONOUS_OUTPUT, 0, data_path, DO_NOT_EXIT)
     library.espeak_SetSynthCallback(callback)
-    # Breathy voices draw their noise from the C library's generator.
+    # Breathy voices add random noise, which the library seeds by the clock.
+    library.espeak_ng_SetRandSeed(NOISE_SEED)
     ctypes.CDLL(None).srand(NOISE_SEED)
     accent, _, variant = voice.name.partition("+")
     # A variant that does not exist would be left out without a word.

@@ -41,16 +41,22 @@ class Schedule:
     speech_batch: int = 32
     window_steps: int = 300
     window_batch: int = 16
-    warmup_steps: int = 200
     learning_rate: float = 3e-3
+    window_learning_rate: float = 1e-3
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
-        """Learning rate: linear warm-up, then a cosine over both phases, down to a twentieth."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / (self.speech_steps + self.window_steps - self.warmup_steps)
-        return self.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+        """Learning rate: in each phase a linear warm-up, then a cosine down to a twentieth."""
+        if step < self.speech_steps:
+            return self.learning_rate * _warm_cosine(step / self.speech_steps)
+        return self.window_learning_rate * _warm_cosine((step - self.speech_steps) / self.window_steps)
+
+
+def _warm_cosine(done: float, warmup: float = 0.05) -> float:
+    """Share of the peak rate after a share `done` of a phase."""
+    if done < warmup:
+        return (done + 0.001) / warmup
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
 @dataclass(frozen=True)

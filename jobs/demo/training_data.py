@@ -39,6 +39,8 @@ SPANISH_SHARE = 0.25
 SILENCE_SHARE = 0.04
 TWO_SENTENCES_SHARE = 0.15
 NOISE_SHARE = 0.4
+TELEPHONE_SHARE = 0.2
+TELEPHONE_HZ = 8_000
 # One sentence in four is kept out of training, to measure the WER on sentences never seen.
 HELD_OUT = 4
 
@@ -111,10 +113,13 @@ def compose_audio(rng: random.Random, held_out: bool) -> tuple[FloatArray, str, 
 
 
 def disturb(audio: FloatArray, rng: random.Random) -> FloatArray:
-    """Change the loudness, and add white noise to some clips (to silence nearly always); float32 (N,)."""
+    """Change the loudness; narrow some clips to a telephone's band and add noise to some; float32 (N,)."""
     noise_source = np.random.default_rng(rng.randrange(2**32))
     level = 10 ** (rng.uniform(-18, 0) / 20)
     quiet = not audio.any()
+    if rng.random() < TELEPHONE_SHARE:
+        narrow = soxr.resample(audio, SAMPLE_RATE_HZ, TELEPHONE_HZ)
+        audio = soxr.resample(narrow, TELEPHONE_HZ, SAMPLE_RATE_HZ)
     if rng.random() < (0.8 if quiet else NOISE_SHARE):
         noise_level = 10 ** (rng.uniform(-70, -35) / 20)
         audio = audio + noise_level * noise_source.standard_normal(len(audio), dtype=np.float32)

@@ -180,5 +180,5 @@ def test_seeding_twice_gives_the_same_random_numbers() -> None:
     drawn = []
     for _ in range(2):
         seed_everything(7)
-        drawn.append((random.random(), np.random.random(), float(torch.rand(()))))  # the global one
+        drawn.append((random.random(), np.random.random(), float(torch.rand(()))))
     assert drawn[0] == drawn[1]

@@ -1,5 +1,9 @@
 """Synthesised speech is repeatable, and a wrong voice is an error."""
 
+import hashlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -16,6 +20,18 @@ def test_samples_do_not_depend_on_what_was_spoken_before() -> None:
     assert sample_rate_hz == 22_050
     assert first.dtype == np.int16
     assert np.array_equal(first, again)
+
+
+def test_samples_do_not_depend_on_the_process_or_the_second() -> None:
+    # espeak-ng seeds its noise by the clock, in seconds; a new process takes longer than that to start and speak.
+    code = "import time; from tests.unit.test_demo_speech import digest; time.sleep(1); print(digest())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == digest()
+
+
+def digest() -> str:
+    """A hash of one breathy sentence."""
+    return hashlib.sha256(synthesise("turn the light on", BREATHY)[0].tobytes()).hexdigest()
 
 
 def test_rate_and_pitch_change_the_speech() -> None:

@@ -1,4 +1,4 @@
-"""`manifest build`: file names become manifests; a sentence keeps its side; what is left out is listed with its reason."""
+"""`manifest build`: file names become manifests, a sentence keeps its side, what is left out is listed and why."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def record(path: Path, seconds: float = 0.1) -> Path:
     """Write a short clip."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Every clip sounds different: the same audio twice is a duplicate.
-    soundfile.write(path, tone(seconds, 100 + zlib.crc32(str(path).encode()) % 7000), 16_000)
+    soundfile.write(path, tone(seconds, 100 + zlib.crc32(str(path).encode()) * 7000 / 2**32), 16_000)
     return path
 
 

@@ -24,7 +24,7 @@ from service.errors import InputError, ManifestError
 def record(path: Path, seconds: float = 0.3) -> Path:
     """Write a clip that sounds like no other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, tone(seconds, 100 + zlib.crc32(str(path).encode()) % 7000), 16_000)
+    soundfile.write(path, tone(seconds, 100 + zlib.crc32(str(path).encode()) * 7000 / 2**32), 16_000)
     return path
 
 
