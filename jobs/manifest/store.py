@@ -19,7 +19,7 @@ from jobs.manifest.row import Reject, Row
 from jobs.manifest.rows import format_segments
 
 BATCH = 1_000
-CACHE_KIB = 16_384
+CACHE_KIB = 8_192
 
 _TABLES = """
 CREATE TABLE clips (
