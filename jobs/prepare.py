@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from jobs.manifest.rows import format_segments, read_rows
 from jobs.manifest.store import printable
 from jobs.manifest.transcript import joined_reason, text_faults
 from jobs.model import load_prompter, quiet_libraries
+from jobs.text import TextNormaliser
 from jobs.tokens import Prompter
 from service.artifacts import DATA, REJECTS
 from service.errors import Fault, ManifestError
@@ -141,18 +142,25 @@ def _store(split: Split, target: Path, records: Iterator[dict[str, Any]], progre
 
 def _check_rows(split: Split, prompter: Prompter, spec: JobSpec, left_out: Any) -> Iterator[dict[str, Any]]:
     rows = read_rows(split.source, spec.training.language)
-    limits = Limits.of(spec.data)
+    limits, rules = Limits.of(spec.data), TextNormaliser(spec.data.text)
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
         # In blocks: map() over a million rows would hold them all.
         for block in _blocks(rows, BLOCK):
             for verdicts in pool.map(lambda row: examine(row, limits), block):
-                for row, found in verdicts:
+                for claimed, found in verdicts:
+                    row = _ruled(claimed, rules)
                     faults = [found] if isinstance(found, Reject) else []
                     faults += text_faults(row, prompter) if row.fault is None else []
                     if faults or not isinstance(found, Sound):
                         _reject(split, row, joined_reason(faults), left_out)
                     else:
                         yield _accept(split, row, found, prompter.count(row))
+
+
+def _ruled(row: Row, rules: TextNormaliser) -> Row:
+    """The row with its texts in the form that the spec asks for."""
+    segments = tuple(replace(segment, text=rules(segment.text)) for segment in row.segments)
+    return replace(row, text=rules(row.text), segments=tuple(segment for segment in segments if segment.text))
 
 
 def _accept(split: Split, row: Row, sound: Sound, tokens: int) -> dict[str, Any]:

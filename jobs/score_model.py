@@ -63,7 +63,7 @@ def score_shard(
 
     device = "cuda" if gpu else "cpu"
     kind = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision_of(spec, gpu=gpu)]
-    scorer = Scorer(getattr(whisper.processor.tokenizer, "english_spelling_normalizer", None))
+    scorer = Scorer(getattr(whisper.processor.tokenizer, "english_spelling_normalizer", None), spec.data.text)
     with torch.autocast(device, dtype=kind, enabled=kind is not None):
         heard = list(
             transcribe(

@@ -15,8 +15,9 @@ from typing import Any, TextIO
 
 import fsspec
 
-from jobs.manifest.row import Reject, Row, Segment
+from jobs.manifest.row import Reject, Row, Segment, join_text
 from service.errors import Fault, ManifestError
+from service.spec.languages import WITHOUT_SPACES
 
 REQUIRED = ("path", "text")
 KNOWN = (*REQUIRED, "language", "duration_s", "start_s", "end_s", "segments", "no_speech")
@@ -103,11 +104,15 @@ def _row(columns: list[str], fields: list[str], line: int, source: str, default_
     values, problem = parse_optional(record)
     if problem and fault is None:
         fault = Reject("bad-row", problem)
+    language = record.get("language", "").strip().lower() or default_language
+    text = record["text"].strip()
+    if not text:
+        text = join_text(values.get("segments", ()), spaces=language not in WITHOUT_SPACES)
     return Row(
         name=path,
         path=_resolve(path, source),
-        text=record["text"].strip(),
-        language=record.get("language", "").strip().lower() or default_language,
+        text=text,
+        language=language,
         line=line,
         extras={name: value for name, value in record.items() if name and name not in KNOWN},
         fault=fault,

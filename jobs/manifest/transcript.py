@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobs.manifest.row import Reject, Row
+from jobs.manifest.row import Reject, Row, join_text
 from jobs.manifest.scripts import foreign_script
-from service.spec.languages import LANGUAGES
+from jobs.manifest.store import comparable
+from service.spec.languages import LANGUAGES, WITHOUT_SPACES
 
 if TYPE_CHECKING:
     from jobs.tokens import Prompter
@@ -22,6 +23,9 @@ def text_faults(row: Row, prompter: Prompter | None) -> list[Reject]:
     faults = []
     if row.no_speech and row.text:
         faults.append(Reject("text-in-no-speech", "is marked as no_speech, and yet has a text"))
+    spaces = row.language not in WITHOUT_SPACES
+    if row.segments and comparable(join_text(row.segments, spaces=spaces)) != comparable(row.text):
+        faults.append(Reject("bad-segments", "text is not what its segments say"))
     if not row.no_speech and not row.text:
         faults.append(Reject("empty-text", "text is empty"))
     if not (prompter.knows_language(row.language) if prompter else row.language in LANGUAGES):

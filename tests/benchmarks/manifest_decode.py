@@ -1,9 +1,9 @@
-"""What the builder's full check of audio costs beside a plain loop that decodes with soundfile and does nothing else.
+"""What the builder's full check of audio costs beside a plain loop that decodes with soundfile and does no more.
 
     python tests/benchmarks/manifest_decode.py [--clips 300] [--seconds 5] [--turns 5]
 
-Both run in one process on the same files, in turn; the median of the turns counts. Prints clips per second and core, and
-the ratio of the two; 1.00 would mean that the checks cost nothing.
+Both run in one process on the same files, in turn; the median of the turns counts. Prints clips per second,
+and the ratio of the two; 1.00 would mean that the checks cost nothing.
 """
 
 from __future__ import annotations
