@@ -88,7 +88,7 @@ def read_audio(path: str, start_s: float | None = None, end_s: float | None = No
         float32 samples (S,) at 16 kHz, full scale 1.
 
     Raises:
-        ManifestError: the file cannot be read.
+        ManifestError: the file cannot be read, or holds NaN or infinity.
     """
     try:
         with soundfile.SoundFile(open_source(path)) as file:
@@ -99,6 +99,8 @@ def read_audio(path: str, start_s: float | None = None, end_s: float | None = No
             samples_SC = file.read(wanted, dtype="float32", always_2d=True)
     except UNREADABLE as error:
         raise fault_of(path, error) from error
+    if not np.isfinite(samples_SC).all():
+        raise ManifestError([Fault(path, "holds samples that are no finite numbers; export it again")])
     mono_S = samples_SC.mean(axis=1, dtype=np.float32)
     if rate_hz != SAMPLE_RATE_HZ:
         mono_S = soxr.resample(mono_S, rate_hz, SAMPLE_RATE_HZ)

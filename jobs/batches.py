@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Schedule:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The rows in the order of that epoch (0, 1, ...)."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        return _order(self.rows, self.seed, epoch)
 
     def passes(self, step: int, rank: int) -> list[list[int]]:
         """The rows of one worker in one optimizer step (0, 1, ...), a list per forward pass; lists may be empty."""
@@ -72,6 +73,11 @@ class Schedule:
 def read_clip(record: dict[str, Any]) -> NDArray[np.float32]:
     """A row's samples (S,) at 16 kHz: its file, or the part of it that the row is."""
     return read_audio(record["path"], record.get("start_s"), record.get("end_s"))
+
+
+@lru_cache(maxsize=2)
+def _order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def log_mel(feature_extractor: Any, clips: list[NDArray[np.float32]]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -14,8 +15,18 @@ from service.spec.languages import LANGUAGES
 RATES = (("WER", "wer"), ("CER", "cer"), ("WER, raw text", "wer_raw"), ("CER, raw text", "cer_raw"))
 
 
-def model_card(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord) -> str:
-    """README.md of a run, from its figures."""
+def model_card(
+    spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord, folder: str = ""
+) -> str:
+    """README.md of a run, from its figures.
+
+    Args:
+        spec: the job.
+        metrics: metrics.json.
+        data: what is known of the splits.
+        base: the model that it began with.
+        folder: which part of the run the card lies in: its root (""), `adapter` or `merged`.
+    """
     tuned = metrics["tuned"]
     languages = sorted(tuned["languages"])
     results = [
@@ -33,10 +44,10 @@ def model_card(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], bas
     ]
     metadata = ModelCardData(
         language=languages,
-        library_name="peft",
+        library_name="transformers" if folder == MERGED else "peft",
         # A local folder is no model on the hub, and the hub would refuse the card.
         base_model=None if base.revision is None else base.name,
-        base_model_relation="adapter" if base.revision is not None else None,
+        base_model_relation=None if base.revision is None else "finetune" if folder == MERGED else "adapter",
         license="apache-2.0" if base.name.startswith("openai/whisper-") else None,
         pipeline_tag="automatic-speech-recognition",
         tags=["whisper", "dora" if spec.training.use_dora else "lora", "whisper-jobs"],
@@ -44,13 +55,15 @@ def model_card(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], bas
         model_name=metrics["job_id"],
         eval_results=results,
     )
-    return f"---\n{metadata.to_yaml()}\n---\n\n{_body(spec, metrics, data, base)}"
+    return f"---\n{metadata.to_yaml()}\n---\n\n{_body(spec, metrics, data, base, folder)}"
 
 
-def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord) -> str:
+def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord, folder: str) -> str:
     tuned, before, training = metrics["tuned"], metrics["base"], metrics["training"]
     method = "DoRA" if spec.training.use_dora else "LoRA"
     revision = f" at revision `{base.revision}`" if base.revision else ""
+    # Of a local folder only the name: where it lay on the training machine says nothing to a reader.
+    shown = base.name if base.revision else Path(base.name).name
     names = ", ".join(LANGUAGES[code].capitalize() for code in sorted(tuned["languages"]))
     verdict = "Promoted." if metrics["promoted"] else f"Not promoted: {'; '.join(metrics['promotion_reasons'])}."
     interval = tuned.get("wer_interval")
@@ -58,13 +71,13 @@ def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: Ba
     lines = [
         f"# {metrics['job_id']}",
         "",
-        f"`{base.name}`{revision}, adapted with {method} to {names} speech. {verdict}",
+        f"`{shown}`{revision}, adapted with {method} to {names} speech. {verdict}",
         "",
         "| | base | tuned |",
         "|---|---:|---:|",
         *(f"| {label} | {before[key]:.2%} | {tuned[key]:.2%} |" for label, key in RATES),
         *(
-            f"| WER, {LANGUAGES[code]} | {before['languages'][code]['wer']:.2%} | {values['wer']:.2%} |"
+            f"| WER, {LANGUAGES[code].capitalize()} | {before['languages'][code]['wer']:.2%} | {values['wer']:.2%} |"
             for code, values in sorted(tuned["languages"].items())
             if len(tuned["languages"]) > 1
         ),
@@ -91,32 +104,34 @@ def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: Ba
         f" {metrics['adapter']['trainable_parameters']:,} parameters trained.",
         "",
         "```json",
-        json.dumps(spec.training.model_dump(mode="json", exclude={"train_csv", "val_csv", "outdir"}), indent=2),
+        json.dumps(
+            spec.training.model_dump(mode="json", exclude={"base_model", "train_csv", "val_csv", "outdir"}), indent=2
+        ),
         "```",
         "",
-        *_use(spec, metrics, base),
+        *_use(shown, folder),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _use(spec: JobSpec, metrics: dict[str, Any], base: BaseModelRecord) -> list[str]:
-    lines = ["## Use", "", "```python"]
-    if metrics.get("merge"):
-        lines += [
+def _use(base: str, folder: str) -> list[str]:
+    """How to load what lies in that folder of the run."""
+    if folder == MERGED:
+        code = [
             "from transformers import pipeline",
             "",
-            f'recognise = pipeline("automatic-speech-recognition", model="{MERGED}")',
+            'recognise = pipeline("automatic-speech-recognition", model=".")',
             'print(recognise("clip.wav")["text"])',
         ]
     else:
-        lines += [
+        code = [
             "from peft import PeftModel",
             "from transformers import WhisperForConditionalGeneration",
             "",
-            f'base = WhisperForConditionalGeneration.from_pretrained("{base.name}")',
-            f'model = PeftModel.from_pretrained(base, "{ADAPTER}")',
+            f'base = WhisperForConditionalGeneration.from_pretrained("{base}")',
+            f'model = PeftModel.from_pretrained(base, "{"." if folder == ADAPTER else ADAPTER}")',
         ]
-    return [*lines, "```"]
+    return ["## Use", "", "From this folder:", "", "```python", *code, "```"]
 
 
 def _precision(name: str) -> str:

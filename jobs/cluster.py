@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import FrameType
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
-from service.errors import InfeasibleError, JobFailedError, WhisperJobsError
+from service.errors import InfeasibleError, JobFailedError, StoppedError, WhisperJobsError
 from service.spec.job import JobSpec
 
 Emit = Callable[[dict[str, Any]], None]
@@ -23,7 +26,6 @@ LOCAL_ENVIRONMENT = {
     # Ray's own default depends on whether a token lies about; a local Ray listens on this machine alone.
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 _POLL_S = 0.2
@@ -60,10 +62,16 @@ def connected() -> Iterator[bool]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise InfeasibleError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from error
+    # Only now: Ray sets a handler of its own when it starts, which ends the process without a word.
+    signal.signal(signal.SIGTERM, _stopped)
     try:
         yield local
     finally:
         ray.shutdown()
+
+
+def _stopped(number: int, frame: FrameType | None) -> None:
+    raise StoppedError("stopped (SIGTERM); the same command goes on from the last checkpoint")
 
 
 def resources_for(spec: JobSpec) -> Resources:
@@ -75,19 +83,37 @@ def resources_for(spec: JobSpec) -> Resources:
     return Resources(asked.workers, asked.cpus_per_worker, gpus)
 
 
-def require_resources(spec: JobSpec, *, local: bool) -> Resources:
-    """Wait until the cluster can hold the job.
+def require_resources(spec: JobSpec, *, local: bool, tell: Callable[[str], None]) -> Resources:
+    """Wait until the cluster can hold the job; an autoscaler is told what is asked for.
+
+    Args:
+        spec: the job.
+        local: whether Ray is a local one of our own.
+        tell: takes a line for whoever watches.
 
     Raises:
         InfeasibleError: it cannot, within `resources.wait_s` (at once on a local Ray, which never grows).
     """
     deadline = time.monotonic() + (0 if local else spec.resources.wait_s)
+    # Ray Train's own patience with a cluster that is busy with other jobs.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(max(60.0, spec.resources.wait_s)))
+    waiting = False
     while True:
         needed = resources_for(spec)
         missing = _missing(needed)
         if not missing:
+            if waiting:
+                request_resources(bundles=[])
+            if not local and not needed.gpus and spec.resources.gpus_per_worker is None:
+                tell("the cluster has no GPU: training on CPUs (resources.gpus_per_worker: 1 waits for GPUs)")
             return needed
+        if not local and not waiting:
+            waiting = True
+            request_resources(bundles=[needed.per_worker()] * needed.workers)
+            tell(f"waiting for the cluster to offer {missing}, {spec.resources.wait_s:g} s at most")
         if time.monotonic() >= deadline:
+            if waiting:
+                request_resources(bundles=[])
             where = "this machine" if local else "the cluster"
             raise InfeasibleError(
                 f"resources: {needed.workers} workers ask for {missing}; {where} has no more. "
@@ -180,14 +206,14 @@ class Events:
                 self.flush()
 
 
-def run_task(function: Callable[..., Any], *arguments: Any, gpus: float = 0) -> Any:
+def run_task(function: Callable[..., Any], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Any:
     """Run a function as a Ray task and return what it returns.
 
     Raises:
         WhisperJobsError: as the function raised it.
         JobFailedError: it died otherwise.
     """
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(function)
     return await_tasks([task.remote(*arguments)])[0]
 
 
@@ -210,7 +236,11 @@ def unwrap(error: BaseException) -> WhisperJobsError:
     """The error that the user should see: ours as it is, any other as a failed job with its type and message."""
     if isinstance(error, WhisperJobsError):
         return error
-    return JobFailedError(f"{type(error).__name__}: {_first_line(error)}")
+    way_out = ""
+    if "out of memory" in str(error).lower() or isinstance(error, MemoryError | ray.exceptions.OutOfMemoryError):
+        way_out = "; lower training.per_dev_batch (and raise training.grad_accum) or evaluation.batch_size, or set "
+        way_out += "engine.gradient_checkpointing"
+    return JobFailedError(f"{type(error).__name__}: {_first_line(error)}{way_out}")
 
 
 def _first_line(error: BaseException) -> str:

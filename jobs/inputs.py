@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.stages import STAGES
+from jobs.stages import STAGES, has_begun
 from service.artifacts import ADAPTER
 from service.errors import Fault, InputError
 from service.spec.job import JobSpec
-from service.storage import Storage
+from service.storage import Storage, sha256_of
 
 INPUTS = f"{STAGES}/inputs.json"
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -23,7 +22,7 @@ def require_same_inputs(spec: JobSpec, root: Storage) -> None:
         InputError: an input has changed since; nothing was touched.
     """
     now = {str(path): sha256_of(path) for path in _input_files(spec)}
-    if not root.exists(INPUTS):
+    if not root.exists(INPUTS) or not has_begun(root):
         root.write_json(INPUTS, now)
         return
     before: dict[str, str] = root.read_json(INPUTS)
@@ -48,9 +47,3 @@ def _input_files(spec: JobSpec) -> Iterator[Path]:
         for weights in (folder, folder / ADAPTER):
             for pattern in WEIGHTS:
                 yield from sorted(weights.glob(pattern))
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a local file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

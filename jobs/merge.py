@@ -14,11 +14,12 @@ from torch import Tensor
 
 from jobs.adapter import load_adapter
 from jobs.batches import Batch, Loader
+from jobs.device import autocast, device_of, set_threads
 from jobs.evaluate import from_lines, to_lines
-from jobs.model import Whisper, load_whisper
+from jobs.model import Whisper, is_multilingual, load_whisper
 from jobs.score import Scorer, summarise
 from jobs.transcribe import shard, transcribe
-from service.artifacts import ADAPTER, EVALUATION, MERGED
+from service.artifacts import ADAPTER, MERGED, MERGED_LINES, TUNED_LINES
 from service.errors import VerificationError
 from service.spec.job import JobSpec
 from service.storage import Storage
@@ -28,7 +29,6 @@ MAX_LOGIT_DIFFERENCE = 1e-4
 
 COMPARED_CLIPS = 8
 PROOF_CLIPS = 200
-MERGED_LINES, TUNED_LINES = f"{EVALUATION}/merged.jsonl", f"{EVALUATION}/tuned.jsonl"
 
 
 def merge(
@@ -50,12 +50,13 @@ def merge(
     Raises:
         VerificationError: merging changed the logits by more than the bound.
     """
-    storage, rows = Storage(root), Dataset.from_file(val)
-    whisper = load_whisper(spec.training.base_model, attention=spec.engine.attention)
+    set_threads(spec)
+    storage, rows, device = Storage(root), Dataset.from_file(val), device_of(spec)
+    whisper = load_whisper(spec.training.base_model)
     tied = whisper.model.config.tie_word_embeddings  # PEFT clears it where merging takes the two apart
     batch = _compared_batch(spec, whisper, rows)
     model = load_adapter(whisper.model, storage.local(ADAPTER))
-    logits_BTV = _logits(model, batch)
+    logits_BTV = _logits(model.to(device), batch)
     merged = model.merge_and_unload(safe_merge=True)
     difference = max_difference(_logits(merged, batch), logits_BTV, batch)
     if not difference <= MAX_LOGIT_DIFFERENCE:
@@ -66,10 +67,11 @@ def merge(
     if tied:
         _require_tied(merged)
     with tempfile.TemporaryDirectory(prefix="whisper-jobs-") as scratch:
-        save_checkpoint(merged.to(whisper.stored_dtype), whisper.processor, Path(scratch))
+        save_checkpoint(merged.to("cpu", whisper.stored_dtype), whisper.processor, Path(scratch), _language_of(rows))
         storage.put_folder(Path(scratch), MERGED)
     del model, merged, whisper.model
-    saved = load_whisper(str(storage.local(MERGED)), attention=spec.engine.attention)
+    saved = load_whisper(str(storage.local(MERGED)))
+    saved.model.to(device)
     after_cast = max_difference(_logits(saved.model, batch), logits_BTV, batch)
     return {
         "max_logit_difference": difference,
@@ -80,11 +82,26 @@ def merge(
     }
 
 
-def save_checkpoint(model: Any, processor: Any, folder: Path) -> None:
-    """Save a checkpoint that loads back as it is: weights, processor and generation config."""
+def save_checkpoint(model: Any, processor: Any, folder: Path, language: str | None) -> None:
+    """Save a checkpoint that loads back as it is: weights, processor and generation config.
+
+    Args:
+        model: the merged model.
+        processor: its WhisperProcessor.
+        folder: where to.
+        language: what a multilingual model transcribes unless told otherwise; None: it detects the language.
+    """
     model.generation_config.forced_decoder_ids = None
+    if language and is_multilingual(model.generation_config, model.config):
+        model.generation_config.language, model.generation_config.task = language, "transcribe"
     model.save_pretrained(str(folder))
     processor.save_pretrained(str(folder))
+
+
+def _language_of(rows: Any) -> str | None:
+    """The rows' one language, or None where they have several."""
+    languages = set(rows["language"][:])
+    return str(languages.pop()) if len(languages) == 1 else None
 
 
 def max_difference(one_BTV: Tensor, other_BTV: Tensor, batch: Batch) -> float:
@@ -101,9 +118,11 @@ def _compared_batch(spec: JobSpec, whisper: Whisper, rows: Any) -> Batch:
 def _logits(model: Any, batch: Batch) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = model(
-            input_features=batch.features_BMF, decoder_input_ids=batch.inputs_BT, use_cache=False
+            input_features=batch.features_BMF.to(model.device),
+            decoder_input_ids=batch.inputs_BT.to(model.device),
+            use_cache=False,
         ).logits
-    return logits
+    return logits.cpu()
 
 
 def _require_tied(model: Any) -> None:
@@ -117,19 +136,20 @@ def _prove(
 ) -> dict[str, Any]:
     """Transcribe held-out clips with what was saved, and compare with what the adapter heard."""
     chosen = shard(rows, 0, max(1, len(rows) // PROOF_CLIPS))
-    gpu = torch.cuda.is_available()
     started = time.monotonic()
-    model = saved.model.to("cuda" if gpu else "cpu")
-    heard = transcribe(
-        model,
-        saved.processor,
-        rows,
-        chosen,
-        spec.evaluation,
-        multilingual=saved.multilingual,
-        threads=spec.data.threads,
-        progress=lambda done: progress(done, len(chosen)),
-    )
+    with autocast(spec):  # as the adapter was scored, so that only the weights differ
+        heard = list(
+            transcribe(
+                saved.model,
+                saved.processor,
+                rows,
+                chosen,
+                spec.evaluation,
+                multilingual=saved.multilingual,
+                threads=spec.data.threads,
+                progress=lambda done: progress(done, len(chosen)),
+            )
+        )
     texts = {item.row: item.text for item in heard}
     seconds = time.monotonic() - started
     scorer = Scorer(getattr(saved.processor.tokenizer, "english_spelling_normalizer", None), spec.data.text)

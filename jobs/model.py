@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from jobs.inputs import sha256_of
 from jobs.tokens import Prompter
 from service.artifacts import BaseModelRecord
 from service.errors import Fault, SpecError
 from service.spec.whisper_dims import WhisperDims
+from service.storage import sha256_of
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -28,7 +29,7 @@ WEIGHT_FILES = (
 )
 
 
-_NOT_READABLE = (OSError, ValueError, RuntimeError, SafetensorError, HfHubHTTPError)
+_NOT_READABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, HfHubHTTPError)
 
 
 @dataclass
@@ -64,6 +65,7 @@ def quiet_libraries() -> None:
     """Keep the libraries' advice and progress bars off the screen; errors still raise."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def load_processor(name: str) -> Any:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import ray
+from rich.markup import escape
 
 from jobs.cluster import Events, Resources, await_tasks, connected, require_resources, run_task
 from jobs.inputs import require_same_inputs
@@ -51,20 +52,22 @@ def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, 
     claim_root(spec, root, overwrite=overwrite)
     require_same_inputs(spec, root)
     if root.exists(artifacts.MANIFEST):
-        reporter.show({"event": "notice", "text": f"this job is complete already: {root.path()}"})
+        reporter.show({"event": "notice", "text": f"this job is complete already: {escape(root.path())}"})
         return dict(root.read_json(artifacts.METRICS))
     recorder = Recorder(root, reporter)
     if _is_temporary(root):
         text = "results go to a folder that Ray deletes with the job's working directory; give an absolute path or URI"
         recorder.take({"event": "notice", "text": f"[yellow]warning[/yellow]: {text} as outdir or storage.uri"})
-    reporter.show({"event": "notice", "text": f"[bold]{spec.job_id}[/bold]  -> {root.path()}"})
+    reporter.show({"event": "notice", "text": f"[bold]{spec.job_id}[/bold]  -> {escape(root.path())}"})
     with connected() as local:
         events = Events(recorder.take)
         try:
-            resources = require_resources(spec, local=local)
+            resources = require_resources(
+                spec, local=local, tell=lambda text: events.emit({"event": "notice", "text": text})
+            )
             stages = Stages(root, events.emit)
             work = {"train": _train_job, "evaluate": _evaluate_job}[spec.kind]
-            return work(spec, root, stages, resources, events)
+            return work(with_gpus(spec, resources), root, stages, resources, events)
         except JobFailedError as error:
             events.flush()
             for text in recorder.tracebacks:
@@ -73,6 +76,11 @@ def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, 
         finally:
             events.close()
             reporter.close()
+
+
+def with_gpus(spec: JobSpec, resources: Resources) -> JobSpec:
+    """The spec with the GPUs that its workers really get, which `null` leaves to the cluster."""
+    return spec.model_copy(update={"resources": spec.resources.model_copy(update={"gpus_per_worker": resources.gpus})})
 
 
 def _train_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resources, events: Events) -> dict[str, Any]:
@@ -90,10 +98,14 @@ def _train_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resource
         "checking every row of both manifests",
         lambda: run_task(_prepare_task, spec.to_json(), root.uri, sources, training.base_model, events.log),
     )
+    base = BaseModelRecord.model_validate(
+        stages.run("describe", "hashing the base model", lambda: run_task(_describe_task, training.base_model))
+    )
     _notice_overlap(data, events)
+    workers = {0: "in this process", 1: "1 worker"}.get(resources.workers, f"{resources.workers} workers")
     trained = stages.run(
         "train",
-        f"{resources.workers} worker{'s' if resources.workers > 1 else ''}; scoring the base model first",
+        f"{workers}; scoring the base model first",
         lambda: _train(spec, root, resources, events),
     )
     metrics: dict[str, Any] = {"job_id": spec.job_id, "base": trained["base"], "tuned": trained["tuned"]}
@@ -102,15 +114,12 @@ def _train_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resource
         merged = stages.run(
             "merge",
             "merging in float32, comparing logits, transcribing with the merged model",
-            lambda: run_task(_merge_task, spec.to_json(), root.uri, events.log, gpus=gpus),
+            lambda: run_task(_merge_task, spec.to_json(), root.uri, events.log, cpus=resources.cpus, gpus=gpus),
         )
         metrics["artifacts"]["hf"] = merged.pop("artifact")
         metrics["merge"] = merged
     reasons = promotion_reasons(metrics)
     metrics |= {"promoted": not reasons, "promotion_reasons": reasons}
-    base = BaseModelRecord.model_validate(
-        stages.run("describe", "hashing the base model", lambda: run_task(_describe_task, training.base_model))
-    )
     _publish(spec, root, stages, metrics, data, base)
     return metrics
 
@@ -151,6 +160,13 @@ def _train(spec: JobSpec, root: Storage, resources: Resources, events: Events) -
     from jobs.train.on_ray import train_on_ray
 
     splits = {name: str(root.local(split_file(name))) for name in ("train", "val")}
+    if resources.workers == 0:
+        from jobs.train.loop import TrainTask, train
+        from jobs.train.session import FolderSession
+
+        folder = root.local(f"{artifacts.CHECKPOINTS}/{spec.sha256[:16]}")
+        session = FolderSession(folder, spec.engine.keep_checkpoints, events.emit)
+        return train(TrainTask(spec, splits["train"], splits["val"], root.path()), session)
     return train_on_ray(spec, root.path(), splits, resources, events.log)
 
 
@@ -160,11 +176,9 @@ def _evaluate(
     from jobs.score_model import collect, score_shard
 
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(score_shard)
-    shards = [
-        task.remote(spec.to_json(), root.path(), model, rank, resources.workers, events.log)
-        for rank in range(resources.workers)
-    ]
-    return collect(spec, root, await_tasks(shards))
+    shards = max(1, resources.workers)
+    tasks = [task.remote(spec.to_json(), root.path(), model, rank, shards, events.log) for rank in range(shards)]
+    return collect(spec, root, await_tasks(tasks))
 
 
 def _publish(
@@ -176,11 +190,9 @@ def _publish(
     if spec.kind == "train":
         from jobs.card import model_card
 
-        card = model_card(spec, metrics, data, base)
-        root.write_text(artifacts.CARD, card)
-        root.write_text(f"{artifacts.ADAPTER}/{artifacts.CARD}", card)
-        if spec.training.merge_lora:
-            root.write_text(f"{artifacts.MERGED}/{artifacts.CARD}", card)
+        for folder in ("", artifacts.ADAPTER, *([artifacts.MERGED] if spec.training.merge_lora else [])):
+            card = model_card(spec, metrics, data, base, folder)
+            root.write_text(f"{folder}/{artifacts.CARD}".lstrip("/"), card)
     rates = {name: metrics[name]["wer"] for name in ("base", "tuned", "model") if name in metrics}
     manifest = RunManifest(
         job_id=spec.job_id,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINE_EVERY_S = 10.0
@@ -102,7 +103,7 @@ class Reporter:
         if event["status"] == "skipped":
             self._say(f"[bold]{event['stage']}[/bold]  done before")
         elif event["status"] == "started":
-            self._say(f"[bold]{event['stage']}[/bold]  {event['text']}")
+            self._say(f"[bold]{event['stage']}[/bold]  {escape(event['text'])}")
 
     def _rows(self, event: dict[str, Any]) -> None:
         if self._console.is_terminal is False and time.monotonic() - self._last_line < _LINE_EVERY_S:

@@ -104,6 +104,8 @@ class Scorer:
         hypothesis = self._rules(hypothesis)
         normal_reference = self.normalise(reference, language)
         normal_hypothesis = self.normalise(hypothesis, language)
+        # There the normaliser sets spaces between characters, which are no characters of the text.
+        gap = "" if language in WITHOUT_SPACES else " "
         return Utterance(
             path=str(record["path"]),
             language=language,
@@ -112,7 +114,7 @@ class Scorer:
             hypothesis=hypothesis,
             words=word_errors(normal_reference, normal_hypothesis),
             words_raw=word_errors(reference, hypothesis),
-            characters=character_errors(normal_reference, normal_hypothesis),
+            characters=character_errors(normal_reference.replace(" ", gap), normal_hypothesis.replace(" ", gap)),
             characters_raw=character_errors(reference, hypothesis),
         )
 

@@ -6,22 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from jobs.adapter import load_adapter
+from jobs.device import autocast, device_of, set_threads
 from jobs.evaluate import to_lines
 from jobs.model import load_whisper
 from jobs.prepare import split_file
 from jobs.score import Scorer, Utterance, summarise
-from jobs.train.runtime import precision_of
 from jobs.transcribe import shard, transcribe
-from service.artifacts import ADAPTER, EVALUATION, SPEC
+from service.artifacts import ADAPTER, MODEL_LINES, SPEC
 from service.errors import Fault, SpecError
 from service.spec.job import JobSpec
 from service.storage import Storage
-
-LINES = f"{EVALUATION}/model.jsonl"
 
 
 def resolve_model(model: str) -> dict[str, Any]:
@@ -48,9 +45,7 @@ def score_shard(
 ) -> list[dict[str, Any]]:
     """Transcribe and score one worker's share of the rows; runs as a Ray task."""
     spec = JobSpec.model_validate_json(spec_json)
-    gpu = torch.cuda.is_available()
-    if not gpu:
-        torch.set_num_threads(spec.engine.threads or max(1, round(spec.resources.cpus_per_worker)))
+    set_threads(spec)
     rows = Dataset.from_file(str(Storage(root).local(split_file("val"))))
     whisper = load_whisper(model["base"], attention=spec.engine.attention)
     scored = load_adapter(whisper.model, Path(model["adapter"])) if model["adapter"] else whisper.model
@@ -61,13 +56,11 @@ def score_shard(
             seen = min(done * workers, len(rows))
             log.emit.remote({"event": "transcribed", "what": "clips", "done": seen, "total": len(rows)})
 
-    device = "cuda" if gpu else "cpu"
-    kind = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision_of(spec, gpu=gpu)]
     scorer = Scorer(getattr(whisper.processor.tokenizer, "english_spelling_normalizer", None), spec.data.text)
-    with torch.autocast(device, dtype=kind, enabled=kind is not None):
+    with autocast(spec):
         heard = list(
             transcribe(
-                scored.to(device),
+                scored.to(device_of(spec)),
                 whisper.processor,
                 rows,
                 mine,
@@ -84,5 +77,5 @@ def collect(spec: JobSpec, root: Storage, shards: list[list[dict[str, Any]]]) ->
     """Join the workers' shares, keep every utterance, and sum up."""
     lines = sorted((line for part in shards for line in part), key=lambda line: int(line["row"]))
     utterances = [Utterance.from_dict(line) for line in lines]
-    root.write_text(LINES, to_lines(utterances))
+    root.write_text(MODEL_LINES, to_lines(utterances))
     return summarise(utterances, bootstrap=spec.evaluation.bootstrap)

@@ -14,6 +14,7 @@ from service.spec.job import JobSpec
 from service.storage import Storage
 
 STAGES = "stages"
+FIRST_STAGE = "prepare"
 
 OURS = (
     artifacts.MANIFEST,  # first, so that a half-deleted run never looks complete
@@ -54,7 +55,7 @@ def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
                     )
                 ]
             ) from None
-        if before.sha256 != spec.sha256:
+        if before.sha256 != spec.sha256 and has_begun(root):
             raise InputError(
                 [
                     Fault(
@@ -64,6 +65,8 @@ def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
                     )
                 ]
             )
+        if before.sha256 != spec.sha256:
+            root.write_text(artifacts.SPEC, spec.to_json())  # nothing was done under the old one
         return
     if not overwrite and next(root.files(), None):
         way_out = "give another outdir, or --overwrite to write beside it"
@@ -78,6 +81,11 @@ def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
         raise InputError(
             [Fault(root.path(), f"cannot be written ({reason}); give another outdir or storage.uri")]
         ) from error
+
+
+def has_begun(root: Storage) -> bool:
+    """Whether a run has got past the check of its data: before that, a mended spec or manifest is simply taken."""
+    return root.exists(f"{STAGES}/{FIRST_STAGE}.json")
 
 
 def _differing(one: JobSpec, other: JobSpec) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.progress import seconds_text
@@ -19,8 +20,8 @@ def print_summary(root: Storage, metrics: dict[str, Any]) -> None:
     console.print(_rates(metrics))
     console.print()
     for label, text in _facts(root, metrics):
-        console.print(f"  {label:<10} {text}")
-    console.print(f"\n  Check it at any time: whisper-jobs verify {root.path()}")
+        console.print(f"  {label:<10} {escape(text)}")
+    console.print(f"\n  Check it at any time: whisper-jobs verify {escape(root.path())}")
 
 
 def _verdict(metrics: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ class Hypothesis:
 
 def shard(dataset: Any, rank: int, workers: int) -> list[int]:
     """The rows that one worker transcribes, longest first, dealt out in turn so that all have about as much to do."""
-    durations = dataset["duration_s"]
+    durations = dataset["duration_s"][:]  # the column at once: by the row it takes fifty times as long
     longest_first = sorted(range(len(durations)), key=lambda row: (-durations[row], row))
     return longest_first[rank::workers]
 

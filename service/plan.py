@@ -112,7 +112,7 @@ def count_rows(path: str | None) -> int | None:
 def make_schedule(spec: JobSpec, rows: int) -> Schedule:
     """Steps, evaluations and checkpoints of a training on that many rows."""
     training = spec.training
-    batch = training.per_dev_batch * training.grad_accum * spec.resources.workers
+    batch = training.per_dev_batch * training.grad_accum * max(1, spec.resources.workers)
     per_epoch = math.ceil(rows / batch)
     total = per_epoch * training.epochs
     evaluated = total // training.eval_steps + (total % training.eval_steps != 0)
@@ -122,7 +122,7 @@ def make_schedule(spec: JobSpec, rows: int) -> Schedule:
         effective_batch=batch,
         steps_per_epoch=per_epoch,
         total_steps=total,
-        warmup_steps=math.ceil(training.warmup_ratio * total),
+        warmup_steps=training.warmup_steps(total),
         evaluations=evaluated,
         checkpoints=evaluated + saved - saved_at_end,
     )

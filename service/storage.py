@@ -142,6 +142,12 @@ class Storage:
         return digest.hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a local file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -109,6 +109,9 @@ def prepared(spec: JobSpec) -> TrainTask:
 
 def run_engine(spec: JobSpec, keep: int = 100) -> tuple[dict[str, Any], FolderSession]:
     """The whole training stage in this process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # a worker's process trains once; this one many times
     session = FolderSession(Path(spec.root) / "checkpoints", keep=keep)
     return train(prepared(spec), session), session
 

@@ -196,7 +196,7 @@ def _judge(row: Row, sound: Sound, total: float, squares: float, clipped: int, l
     """Whether a decoded clip can be heard, from the sums over its samples."""
     count = sound.frames * sound.channels
     if not np.isfinite(squares):
-        return Reject("unreadable", "holds samples that are no numbers")
+        return Reject("unreadable", "holds samples that are no finite numbers; export it again")
     rms_dbfs = 10 * float(np.log10(max(1e-20, squares / count - (total / count) ** 2)))
     if rms_dbfs < limits.silence_dbfs and not row.no_speech:
         return Reject("silent", f"is silent ({rms_dbfs:.0f} dBFS; at least {limits.silence_dbfs:g})")

@@ -40,12 +40,10 @@ from jobs.train.checkpoint import (
 from jobs.train.runtime import Runtime, make_runtime
 from jobs.train.session import Session
 from jobs.train.step import forward_loss
-from service.artifacts import ADAPTER, EVALUATION
+from service.artifacts import ADAPTER, BASE_LINES, TUNED_LINES
 from service.errors import JobFailedError
 from service.spec.job import JobSpec
 from service.storage import Storage
-
-BASE_LINES, TUNED_LINES = f"{EVALUATION}/base.jsonl", f"{EVALUATION}/tuned.jsonl"
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,8 @@ class Trainer:
     # The way in: base score, adapters, optimizer, checkpoint.
 
     def _score_base(self) -> dict[str, Any]:
-        if self.storage.exists(BASE_LINES):
+        # One worker looks: on a network file system another may not see the file yet, and would wait for us for ever.
+        if distributed.gather([self.storage.exists(BASE_LINES)])[0]:
             utterances = from_lines(self.storage.read_bytes(BASE_LINES).decode())
             return summarise(utterances, bootstrap=self.spec.evaluation.bootstrap)
         utterances, summary = self._evaluate(self.whisper.model, "base", self.spec.evaluation.bootstrap)
@@ -142,8 +141,9 @@ class Trainer:
         self.parameters = [parameter for _, parameter in trainable_parameters(self.model)]
         distributed.broadcast(self.parameters)
         optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay)
-        warmup = math.ceil(self.settings.warmup_ratio * self.steps)
+        warmup = self.settings.warmup_steps(self.steps)
         self.scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.steps)
+        self.first_learning_step = 2 if warmup else 1  # a warm-up begins at a learning rate of 0
         self.optimizer = self.runtime.prepare_optimizer(optimizer)
         self.loader = Loader(
             self.train_set,
@@ -186,6 +186,8 @@ class Trainer:
     def _step(self, batches: list[Batch]) -> None:
         loss = self._gradients(batches)
         norm = self.runtime.clip(self.parameters, self.optimizer, self.spec.engine.max_grad_norm)
+        if self.runtime.scaler is None and not math.isfinite(norm):
+            raise JobFailedError(self._diverged(f"the gradient's norm is {norm}"))
         rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         if not self.runtime.skipped(self.optimizer):
@@ -213,17 +215,22 @@ class Trainer:
             self.runtime.backward(part)
         loss = distributed.sum_number(loss, self.runtime.device)
         if not math.isfinite(loss):
-            raise JobFailedError(
-                f"training: the loss is {loss} at step {self.progress.step + 1}; stopped before the optimizer step. "
-                "Lower training.lr, or use bf16 in place of fp16; checkpoints stay as they are"
-            )
+            raise JobFailedError(self._diverged(f"the loss is {loss}"))
         distributed.sum_gradients(self.parameters)
         return loss
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"training: {what} at step {self.progress.step + 1}; stopped before the optimizer step. "
+            "Lower training.lr, or use bf16 in place of fp16; checkpoints stay as they are"
+        )
 
     def _log(self, norm: float, rate: float) -> None:
         window, step = self.window, self.progress.step
         last = step == self.steps
-        values = {"loss": window.loss, "lr": rate, "grad_norm": norm, "clips_per_s": window.clips_per_s}
+        # In fp16 a step that overflowed has no norm; JSON has no infinity.
+        finite_norm = norm if math.isfinite(norm) else None
+        values = {"loss": window.loss, "lr": rate, "grad_norm": finite_norm, "clips_per_s": window.clips_per_s}
         # Every step moves the progress bar; every logging_steps'th is kept.
         kept = step % self.settings.logging_steps == 0 or last
         self.session.emit(
@@ -237,13 +244,15 @@ class Trainer:
             | values
         )
         if kept:
-            self.runtime.log({f"train/{name}": value for name, value in values.items()}, step)
+            known = {f"train/{name}": value for name, value in values.items() if value is not None}
+            self.runtime.log(known, step)
             self.window = Window()
 
     def _evaluate_now(self) -> None:
         _, summary = self._evaluate(self.model, "validation", 0)
         step, wer = self.progress.step, summary["wer"]
-        if self.progress.best_wer is None or wer < self.progress.best_wer:
+        better = self.progress.best_wer is None or wer < self.progress.best_wer
+        if better and step >= self.first_learning_step:
             self.progress.best_wer, self.progress.best_step, self.best = wer, step, adapter_state(self.model)
         self.progress.history.append({"step": step, "wer": wer, "cer": summary["cer"]})
         self.session.emit({"event": "evaluation", "step": step, "wer": wer, "cer": summary["cer"]})

@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 from jobs.cluster import Resources, unwrap
 from jobs.train.session import Write
 from service.artifacts import CHECKPOINTS
-from service.errors import JobFailedError, WhisperJobsError
+from service.errors import Fault, InputError, JobFailedError, WhisperJobsError
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -114,6 +114,10 @@ def _worker(config: dict[str, Any]) -> None:
     from jobs.train.loop import TrainTask, train
 
     session = RaySession(config["log"])
+    if not Path(config["splits"]["train"]).exists():
+        where = ray.util.get_node_ip_address()
+        way_out = f"is not seen on the node {where}; give a folder that all nodes share as outdir or storage.uri"
+        raise InputError([Fault(config["root"], way_out)])
     task = TrainTask(
         JobSpec.model_validate_json(config["spec"]), config["splits"]["train"], config["splits"]["val"], config["root"]
     )

@@ -12,29 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from jobs.device import has_gpu, precision_of, set_threads
 from jobs.train.session import Session
 from service.artifacts import TENSORBOARD
 from service.errors import Fault, InputError, SpecError
 from service.spec.job import JobSpec
 from service.storage import Storage
-
-
-def precision_of(spec: JobSpec, *, gpu: bool) -> str:
-    """`no`, `fp16` or `bf16`: what the settings ask for and the hardware has.
-
-    Raises:
-        SpecError: it lacks what they ask for.
-    """
-    training = spec.training
-    has_bf16 = not gpu or torch.cuda.is_bf16_supported(including_emulation=False)
-    if training.fp16 and not gpu:
-        raise SpecError([Fault("training.fp16", "needs a GPU, and this worker has none; leave it out", True)])
-    if training.bf16 and not has_bf16:
-        raise SpecError([Fault("training.bf16", "is not supported by this GPU; use fp16", True)])
-    if training.fp16:
-        return "fp16"
-    automatic = training.bf16 is None and gpu and has_bf16
-    return "bf16" if training.bf16 or automatic else "no"
 
 
 class Runtime:
@@ -46,6 +29,9 @@ class Runtime:
         self.device: torch.device = accelerator.device
         self.precision: str = accelerator.mixed_precision
         self.scaler = accelerator.scaler
+        if self.scaler is not None:
+            # It sets itself up with the first loss; a worker may have no clip in its first step.
+            self.scaler.scale(torch.zeros(1, device=self.device))
         self.scratch = Path(self._scratch.name)
 
     @property
@@ -93,14 +79,12 @@ def make_runtime(spec: JobSpec, storage: Storage, session: Session) -> Runtime:
     Raises:
         SpecError: precision that the hardware lacks, or a tracker that is not installed.
     """
-    gpu = torch.cuda.is_available()
-    if not gpu:
-        torch.set_num_threads(spec.engine.threads or max(1, round(spec.resources.cpus_per_worker)))
+    set_threads(spec)
     wanted = [name.lower() for name in spec.engine.report_to if name.lower() != "none"]
     # Ray has set up the process group; accelerate takes it as it is.
     accelerator = Accelerator(
-        cpu=not gpu,
-        mixed_precision=precision_of(spec, gpu=gpu),
+        cpu=not has_gpu(spec),
+        mixed_precision=precision_of(spec),
         log_with=_trackers(wanted),
         project_dir=_project(storage),
     )

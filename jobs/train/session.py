@@ -29,17 +29,19 @@ class Session(Protocol):
 
 
 class FolderSession:
-    """One process without Ray: checkpoints in a folder, events in a list.
+    """One process without Ray Train: checkpoints in a folder.
 
     Args:
         folder: where checkpoints go.
         keep: how many of the last ones stay.
+        emit: takes events; without it they are kept in `events`.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, emit: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.rank, self.workers = 0, 1
         self.events: list[dict[str, Any]] = []
         self._folder, self._keep = folder, keep
+        self._emit = emit or self.events.append
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self._folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
@@ -62,4 +64,4 @@ class FolderSession:
 
     def emit(self, event: dict[str, Any]) -> None:
         """See Session."""
-        self.events.append(event)
+        self._emit(event)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from service.artifacts import SPEC
 from service.cli.options import SpecCommand, SpecInput, is_debug, output_options, spec_options
 from service.cli.output import print_json, print_plan, spec_as_yaml, warn
 from service.spec.flags import Override
+from service.spec.job import JobSpec
 from service.spec.load import LoadedSpec
 
 
@@ -37,8 +41,19 @@ def evaluate(spec_input: SpecInput, model: str, csv: str, dry_run: bool, overwri
         Override("kind", "evaluate", "evaluate"),
         Override("evaluation.model", model, "MODEL"),
         Override("evaluation.csv", csv, "CSV"),
+        unless_set=_language_of_run(model),
     )
     return _start(loaded, dry_run=dry_run, overwrite=overwrite, output=output)
+
+
+def _language_of_run(model: str) -> list[Override]:
+    """What a run took for rows that name no language, so that it is scored as it was trained; a flag still wins."""
+    spec = Path(model).expanduser() / SPEC
+    try:
+        trained = JobSpec.model_validate_json(spec.read_bytes())
+    except (OSError, ValueError):
+        return []
+    return [Override("training.language", trained.training.language, str(spec))]
 
 
 def _start(loaded: LoadedSpec, *, dry_run: bool, overwrite: bool, output: str) -> int:

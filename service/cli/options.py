@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -27,16 +27,17 @@ class SpecInput:
     source: Path | None
     overrides: list[Override]
 
-    def load(self, *more: Override) -> LoadedSpec:
+    def load(self, *more: Override, unless_set: Sequence[Override] = ()) -> LoadedSpec:
         """Read and check it.
 
         Args:
             more: values that a command itself sets.
+            unless_set: values that flags take the place of.
 
         Raises:
             SpecError: with every fault there is.
         """
-        return load_spec(self.source, [*self.overrides, *more])
+        return load_spec(self.source, [*unless_set, *self.overrides, *more])
 
 
 def output_options(function: Function) -> Function:

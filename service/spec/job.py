@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,16 @@ from service.spec.augment import AugmentConfig
 from service.spec.base import Spec
 from service.spec.sections import DataConfig, EngineConfig, EvaluationConfig, ResourcesConfig, StorageConfig
 from service.spec.training import TrainingConfig
+
+OUTSIDE_THE_HASH: dict[str, Any] = {
+    "name": True,
+    "storage": True,
+    "training": {"outdir"},
+    "data": {"prefetch", "threads"},
+    "engine": {"keep_checkpoints", "report_to", "threads"},
+    "resources": {"gpus_per_worker", "cpus_per_worker", "wait_s"},
+}
+"""What changes the result by rounding at most: where artifacts go, what is kept of them, on what it is computed."""
 
 
 class JobSpec(Spec):
@@ -62,11 +72,9 @@ class JobSpec(Spec):
     def sha256(self) -> str:
         """Hash of what the result depends on. Order counts in pattern settings: the first match wins.
 
-        Where the artifacts go and how long to wait for a cluster do not change the result, so they are left out.
+        The settings in OUTSIDE_THE_HASH do not count.
         """
-        content = self.model_dump(
-            mode="json", exclude={"name": True, "storage": True, "resources": {"wait_s"}, "training": {"outdir"}}
-        )
+        content = self.model_dump(mode="json", exclude=OUTSIDE_THE_HASH)
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
     @property

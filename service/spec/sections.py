@@ -120,8 +120,8 @@ class EvaluationConfig(Spec):
 class ResourcesConfig(Spec):
     """What the job asks of the Ray cluster."""
 
-    workers: Int = Field(default=1, ge=1)
-    """Training workers (processes), one model copy each."""
+    workers: Int = Field(default=1, ge=0)
+    """Training workers (processes), one model copy each. 0: train inside the job's own process, for debugging."""
 
     gpus_per_worker: Float | None = Field(default=None, ge=0, examples=[1])
     """GPUs of each worker. Default: 1 where the cluster has GPUs, else 0."""

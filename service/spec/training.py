@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -208,3 +209,7 @@ class TrainingConfig(Spec):
     merge_lora: bool = True
     """After training, merge the adapter into the base in float32 and save the result under `<root>/merged` in the
     checkpoint's own precision."""
+
+    def warmup_steps(self, total: int) -> int:
+        """Optimizer steps of the warm-up, of `total` in all: at least one step is left at the full rate."""
+        return min(math.ceil(self.warmup_ratio * total), max(0, total - 1))

@@ -85,6 +85,15 @@ def test_resampling_lets_nothing_above_8_khz_fold_back(tmp_path: Path) -> None:
     assert np.abs(read_audio(str(tmp_path / "a.wav"))[200:-200]).max() < 1e-3
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    samples_S = tone(0.5)
+    samples_S[100] = value
+    soundfile.write(tmp_path / "a.wav", samples_S, SAMPLE_RATE_HZ, subtype="FLOAT")
+    with pytest.raises(ManifestError, match=r"a\.wav: holds samples that are no finite numbers"):
+        read_audio(str(tmp_path / "a.wav"))
+
+
 @pytest.mark.parametrize("scheme", ["file://", "memory://"])
 def test_a_uri_is_read_like_a_path(tmp_path: Path, scheme: str) -> None:
     import fsspec

@@ -96,7 +96,7 @@ BROKEN: list[tuple[str, str, Make]] = [
     ("unreadable", "cannot be read as audio", lambda f: file_of(f, "a.wav", b"")),
     ("unreadable", "cannot be read as audio", lambda f: file_of(f, "a.flac", b"fLaC" + bytes(100))),
     ("unreadable", "cannot be read as audio", lambda f: file_of(f, "a.mp3", b"no sound at all " * 40)),
-    ("unreadable", "no numbers", non_finite),
+    ("unreadable", "no finite numbers", non_finite),
     ("container", "ffmpeg -i", lambda f: file_of(f, "a.m4a", b"\0\0\0\x20ftypM4A " + bytes(500))),
     ("container", "ffmpeg -i", lambda f: file_of(f, "a.mp4", b"\0\0\0\x20ftypisom" + bytes(500))),
     ("container", "ffmpeg -i", no_wav_container),

@@ -38,8 +38,8 @@ def test_the_schedule_is_that_of_a_loop(rows, eval_steps, save_steps):
     assert (schedule.evaluations, schedule.checkpoints) == (evaluations, checkpoints)
 
 
-@pytest.mark.parametrize(("ratio", "warmup"), [(0, 0), (0.08, 3), (0.1, 3), (0.5, 15), (0.999, 30)])
-def test_warm_up_is_rounded_up(ratio, warmup):
+@pytest.mark.parametrize(("ratio", "warmup"), [(0, 0), (0.08, 3), (0.1, 3), (0.5, 15), (0.999, 29)])
+def test_warm_up_is_rounded_up_and_leaves_a_step_at_the_full_rate(ratio, warmup):
     assert make_schedule(job(warmup_ratio=ratio, per_dev_batch=1, grad_accum=1), 10).warmup_steps == warmup
 
 

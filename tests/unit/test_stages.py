@@ -26,6 +26,11 @@ def claim(root: Path, *, overwrite: bool = False, **training: Any) -> None:
     claim_root(spec_of(root, **training), Storage(str(root)), overwrite=overwrite)
 
 
+def begin(root: Path) -> None:
+    """Leave what a run leaves once its data have been checked."""
+    Storage(str(root)).write_json("stages/prepare.json", {"seconds": 0, "result": {}})
+
+
 def files(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
 
@@ -57,6 +62,7 @@ def test_the_same_spec_claims_its_root_again_and_nothing_changes(root: Path) -> 
 
 def test_another_spec_is_refused_with_the_settings_that_differ(root: Path) -> None:
     claim(root)
+    begin(root)
     with pytest.raises(InputError) as caught:
         claim(root, lora_r=4, lr=0.5)
     message = str(caught.value)
@@ -65,8 +71,15 @@ def test_another_spec_is_refused_with_the_settings_that_differ(root: Path) -> No
     assert JobSpec.model_validate_json((root / "spec.json").read_text()) == spec_of(root)
 
 
+def test_before_the_data_are_checked_a_mended_spec_is_simply_taken(root: Path) -> None:
+    claim(root)
+    claim(root, lora_r=4)
+    assert JobSpec.model_validate_json((root / "spec.json").read_text()) == spec_of(root, lora_r=4)
+
+
 def test_a_pattern_in_another_order_is_another_spec(root: Path) -> None:
     claim(root, lora_rank_pattern={"fc1": 4, "fc2": 8})
+    begin(root)
     with pytest.raises(InputError, match=r"training\.lora_rank_pattern"):
         claim(root, lora_rank_pattern={"fc2": 8, "fc1": 4})
 
@@ -138,6 +151,7 @@ def test_overwriting_never_deletes_what_no_run_has_left_there(root: Path, name: 
 
 def test_the_manifest_goes_first_and_the_spec_last(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(root)
+    begin(root)
     removed: list[str] = []
     monkeypatch.setattr(Storage, "remove", lambda self, name: removed.append(name))
     with pytest.raises(InputError):

@@ -1,0 +1,137 @@
+"""What a person sees of a job: lines in plain words, at most one every ten seconds for what only counts up."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from jobs.progress import Reporter, seconds_text
+from jobs.summary import print_summary
+from service.storage import Storage
+
+RATES = {"wer": 0.5, "wer_raw": 0.6, "cer": 0.25, "cer_raw": 0.3, "utterances": 80, "wer_interval": [0.4, 0.6]}
+COUNTS = {"substitutions": 1200, "deletions": 3, "insertions": 4}
+LANGUAGES = {"languages": {"en": RATES, "es": RATES | {"wer": 0.75}}}
+
+
+class Screen:
+    """A reporter and what it has written."""
+
+    def __init__(self, *, terminal: bool = False) -> None:
+        self._file = io.StringIO()
+        console = Console(file=self._file, width=200, force_terminal=terminal, highlight=False, color_system=None)
+        self.reporter = Reporter(console)
+
+    def show(self, event: str, **content: Any) -> None:
+        self.reporter.show({"event": event} | content)
+
+    @property
+    def lines(self) -> list[str]:
+        return [line[7:].strip() for line in self._file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (59.6, "1:00"), (750, "12:30"), (11100, "3:05:00")]
+)
+def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
+
+
+def test_stages_are_named_with_what_they_do_and_what_was_done_before() -> None:
+    screen = Screen()
+    screen.show("stage", stage="prepare", status="skipped")
+    screen.show("stage", stage="train", status="started", text="2 workers")
+    screen.show("stage", stage="train", status="done", seconds=1.0)
+    assert screen.lines == ["prepare  done before", "train  2 workers"]
+
+
+def test_the_trained_share_and_the_way_on_are_said() -> None:
+    screen = Screen()
+    model = {"modules": 32, "trainable_parameters": 90112, "parameters": 3795264, "precision": "no", "device": "cpu"}
+    screen.show("model", **model, resumed_from_step=0, steps=14)
+    screen.show("model", **model, resumed_from_step=5, steps=14)
+    expected = "32 modules adapted; 90,112 of 3,795,264 parameters are trained (2.37%); float32 on cpu"
+    assert screen.lines == [expected, expected, "going on from step 5 of 14"]
+
+
+def test_evaluations_are_said_with_their_step_or_subject() -> None:
+    screen = Screen()
+    screen.show("evaluation", what="base", wer=0.5, cer=0.251)
+    screen.show("evaluation", step=5, wer=1.5, cer=0.0)
+    assert screen.lines == ["base WER 50.0%, CER 25.1%", "WER 150.0%, CER 0.0% at step 5"]
+
+
+def test_steps_are_said_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    screen = Screen()
+    screen.show("stage", stage="train", status="started", text="")
+    for step in range(1, 31):
+        now += 1
+        screen.show("step", step=step, steps=30, loss=1.0, lr=5e-5)
+    said = [line for line in screen.lines if line.startswith("step")]
+    assert [line.split()[1] for line in said] == ["10/30", "20/30", "30/30"]
+    assert said[1] == "step 20/30  loss 1.000  lr 5.0e-05  eta 0:10"
+
+
+def test_unknown_events_are_passed_over_and_a_terminal_gets_a_bar() -> None:
+    screen = Screen(terminal=True)
+    screen.show("checkpoint", step=5)
+    screen.show("traceback", text="Traceback")
+    for step in (1, 2):
+        screen.show("step", step=step, steps=2, loss=1.0, lr=5e-5)
+    screen.reporter.files(1, 2)
+    screen.reporter.close()
+    screen.reporter.close()
+    assert "Traceback" not in "".join(screen.lines)
+
+
+def test_brackets_in_a_path_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    screen.show("stage", stage="evaluate", status="started", text="transcribing with /data/[old]/[/new]")
+    assert screen.lines == ["evaluate  transcribing with /data/[old]/[/new]"]
+    print_summary(Storage(f"{tmp_path}/[old]/[/new]"), {"job_id": "tiny-12345678", "model": RATES | COUNTS | LANGUAGES})
+    assert f"whisper-jobs verify {tmp_path}/[old]/[/new]" in capsys.readouterr().out
+
+
+def metrics(**changes: Any) -> dict[str, Any]:
+    return {
+        "job_id": "tiny-lora-12345678",
+        "base": RATES | COUNTS | LANGUAGES,
+        "tuned": RATES | COUNTS | LANGUAGES | {"wer": 0.1},
+        "adapter": {"modules": 32},
+        "merge": {"max_logit_difference": 2.3e-6},
+        "artifacts": {"hf": {"wer": 0.1, "cer": 0.05, "identical": 1.0, "utterances": 80}},
+        "promoted": True,
+        "promotion_reasons": [],
+        "seconds": {"prepare": 1.0, "train": 75.4, "total": 76.4},
+    } | changes
+
+
+def test_the_summary_holds_rates_proofs_times_and_places(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(Storage("/runs/one"), metrics())
+    text = capsys.readouterr().out
+    for expected in (
+        "tiny-lora-12345678  better: WER 50.0% -> 10.0%",
+        "/runs/one/adapter  (all 32 adapted modules changed)",
+        "logits within 2e-06 of the adapter's; 100.0% of the transcripts identical",
+        "1:16  (prepare 0:01, train 1:15)",
+        "whisper-jobs verify /runs/one",
+    ):
+        assert expected in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["WER", "50.0%", "10.0%", "10.0%"] in rows
+    assert ["WER", "es", "75.0%", "75.0%"] in rows
+    assert ["substituted", "1,200", "1,200"] in rows
+
+
+def test_a_model_that_is_no_better_is_said_to_be_none(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(Storage("/runs/one"), metrics(promoted=False, promotion_reasons=["its WER is not below"], merge=None))
+    text = capsys.readouterr().out
+    assert "not promoted: its WER is not below" in text
+    assert "logits" not in text
