@@ -22,7 +22,8 @@ MAX_DURATION_S = 30.0
 NOT_READ = (".m4a", ".mp4", ".webm", ".wma", ".aac", ".mkv", ".mov")
 """Containers that libsndfile does not open."""
 
-_UNREADABLE = (OSError, soundfile.SoundFileError, ValueError, ImportError)  # the last two: a protocol without a driver
+UNREADABLE = (OSError, soundfile.SoundFileError, ValueError, ImportError)  # the last two: a protocol without a driver
+"""What opening and decoding raise."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ class AudioInfo:
     frames: int
 
 
-def _open(path: str) -> str | io.BytesIO:
+def open_source(path: str) -> str | io.BytesIO:
+    """What libsndfile is given for a path or URI.
+
+    Raises:
+        OSError, ValueError, ImportError: there is no such file, or it cannot be had.
+    """
     if "://" in path:
         with fsspec.open(path, "rb") as file:  # a clip is small
             return io.BytesIO(file.read())
@@ -43,7 +49,8 @@ def _open(path: str) -> str | io.BytesIO:
         return path
 
 
-def _fault(path: str, error: Exception) -> ManifestError:
+def fault_of(path: str, error: Exception) -> ManifestError:
+    """What the user is told where a file cannot be opened or decoded."""
     if path.lower().endswith(NOT_READ):
         stem = path.rsplit(".", 1)[0]
         return ManifestError(
@@ -61,16 +68,21 @@ def probe(path: str) -> AudioInfo:
         ManifestError: there is no such file, or it is not audio that libsndfile reads.
     """
     try:
-        with soundfile.SoundFile(_open(path)) as file:
+        with soundfile.SoundFile(open_source(path)) as file:
             if file.samplerate <= 0:
                 raise soundfile.SoundFileError(f"a sample rate of {file.samplerate} Hz")
             return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.frames)
-    except _UNREADABLE as error:
-        raise _fault(path, error) from error
+    except UNREADABLE as error:
+        raise fault_of(path, error) from error
 
 
-def read_audio(path: str) -> NDArray[np.float32]:
-    """Decode a file, mix it down and resample it.
+def read_audio(path: str, start_s: float | None = None, end_s: float | None = None) -> NDArray[np.float32]:
+    """Decode a file or a part of it, mix it down and resample it.
+
+    Args:
+        path: path or URI.
+        start_s: where the part begins, in seconds; None: at the file's begin.
+        end_s: where it ends; None: at the file's end.
 
     Returns:
         float32 samples (S,) at 16 kHz, full scale 1.
@@ -79,9 +91,14 @@ def read_audio(path: str) -> NDArray[np.float32]:
         ManifestError: the file cannot be read, or holds NaN or infinity.
     """
     try:
-        samples_SC, rate_hz = soundfile.read(_open(path), dtype="float32", always_2d=True)
-    except _UNREADABLE as error:
-        raise _fault(path, error) from error
+        with soundfile.SoundFile(open_source(path)) as file:
+            rate_hz = file.samplerate
+            if start_s:
+                file.seek(min(file.frames, round(start_s * rate_hz)))
+            wanted = -1 if end_s is None else max(0, round(end_s * rate_hz) - round((start_s or 0.0) * rate_hz))
+            samples_SC = file.read(wanted, dtype="float32", always_2d=True)
+    except UNREADABLE as error:
+        raise fault_of(path, error) from error
     if not np.isfinite(samples_SC).all():
         raise ManifestError([Fault(path, "holds samples that are no finite numbers; export it again")])
     mono_S = samples_SC.mean(axis=1, dtype=np.float32)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.audio import SAMPLE_RATE_HZ, read_audio
-from jobs.tokens import Prompter, pad
+from jobs.augment import Augmenter
+from jobs.tokens import Prompter, Tokens, pad
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Schedule:
         return [chunk[start : start + size].tolist() for start in starts]
 
 
+def read_clip(record: dict[str, Any]) -> NDArray[np.float32]:
+    """A row's samples (S,) at 16 kHz: its file, or the part of it that the row is."""
+    return read_audio(record["path"], record.get("start_s"), record.get("end_s"))
+
+
 @lru_cache(maxsize=2)
 def _order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(rows)
@@ -89,24 +95,59 @@ class Loader:
         prompter: builds the decoder's tokens.
         threads: threads that decode and compute features.
         prefetch: batches that are made ahead.
+        augmenter: varies clips in training; None: they stay as they are, and no timestamps are trained.
+        timestamps: share of the rows with segments whose labels have timestamps, in training.
     """
 
     def __init__(
-        self, dataset: Any, feature_extractor: Any, prompter: Prompter, *, threads: int, prefetch: int
+        self,
+        dataset: Any,
+        feature_extractor: Any,
+        prompter: Prompter,
+        *,
+        threads: int,
+        prefetch: int,
+        augmenter: Augmenter | None = None,
+        timestamps: float = 0.0,
     ) -> None:
         self._dataset = dataset
         self._extractor = feature_extractor
         self._prompter = prompter
         self._threads = threads
         self._prefetch = prefetch
+        self._augmenter = augmenter
+        self._timestamps = timestamps
 
-    def make(self, rows: list[int]) -> Batch:
-        """Read and featurise these rows."""
+    def make(self, rows: list[int], epoch: int | None = None) -> Batch:
+        """Read and featurise these rows; in an epoch of the training (0, 1, ...) they are varied, else as they are."""
         records = [self._dataset[row] for row in rows]
-        features = log_mel(self._extractor, [read_audio(record["path"]) for record in records])
-        tokens = [self._prompter.encode(record["text"], record["language"]) for record in records]
+        clips = [read_clip(record) for record in records]
+        if self._augmenter is None or epoch is None:
+            features = log_mel(self._extractor, clips)
+            tokens = [self._prompter.encode_row(record) for record in records]
+        else:
+            features, tokens = self._vary(records, clips, rows, epoch, self._augmenter)
         inputs, labels = pad(tokens, fill=tokens[0].labels[-1])
         return Batch(features, inputs, labels, rows)
+
+    def _vary(
+        self,
+        records: list[dict[str, Any]],
+        clips: list[NDArray[np.float32]],
+        rows: list[int],
+        epoch: int,
+        augmenter: Augmenter,
+    ) -> tuple[Tensor, list[Tokens]]:
+        varied = [augmenter.audio(clip, epoch, row) for clip, row in zip(clips, rows, strict=True)]
+        features = log_mel(self._extractor, [clip for clip, _ in varied])
+        augmenter.mask(features, [len(clip) for clip, _ in varied], epoch, rows)
+        tokens = [
+            self._prompter.encode_row(
+                record, timestamps=augmenter.with_timestamps(self._timestamps, epoch, row), speed=speed
+            )
+            for record, row, (_, speed) in zip(records, rows, varied, strict=True)
+        ]
+        return features, tokens
 
     def steps(self, schedule: Schedule, rank: int, first: int, end: int) -> Iterator[list[Batch]]:
         """The batches of optimizer steps first..end-1 for one worker; empty forward passes are left out."""
@@ -116,7 +157,9 @@ class Loader:
             try:
                 while True:
                     while sum(map(len, ahead)) < self._prefetch and (step := next(upcoming, None)) is not None:
-                        ahead.append([pool.submit(self.make, rows) for rows in schedule.passes(step, rank) if rows])
+                        epoch = step // schedule.steps_per_epoch
+                        passes = [rows for rows in schedule.passes(step, rank) if rows]
+                        ahead.append([pool.submit(self.make, rows, epoch) for rows in passes])
                     if not ahead:
                         return
                     yield [future.result() for future in ahead.popleft()]

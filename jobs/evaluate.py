@@ -11,6 +11,7 @@ from jobs.score import Scorer, Utterance, summarise
 from jobs.transcribe import shard, transcribe
 from service.errors import JobFailedError
 from service.spec.sections import EvaluationConfig
+from service.spec.text import TextRules
 
 
 def evaluate(
@@ -24,6 +25,7 @@ def evaluate(
     workers: int = 1,
     threads: int = 2,
     bootstrap: int | None = None,
+    rules: TextRules | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Utterance], dict[str, Any]]:
     """Transcribe and score a split with all workers.
@@ -38,6 +40,7 @@ def evaluate(
         workers: number of workers; each of them makes this call.
         threads: threads that read audio.
         bootstrap: resamples, where other than the settings say.
+        rules: the spec's `data.text`.
         progress: called with (rows done, rows); for the other workers, this one's pace is taken.
 
     Returns:
@@ -57,7 +60,7 @@ def evaluate(
     everything = sorted(distributed.gather([(item.row, item.text) for item in heard]))
     if [row for row, _ in everything] != list(range(len(dataset))):
         raise JobFailedError(f"evaluation: {len(everything)} transcripts of {len(dataset)} rows came back")
-    scorer = Scorer(getattr(processor.tokenizer, "english_spelling_normalizer", None))
+    scorer = Scorer(getattr(processor.tokenizer, "english_spelling_normalizer", None), rules)
     utterances = [scorer.score(dataset[row], text) for row, text in everything]
     resamples = settings.bootstrap if bootstrap is None else bootstrap
     return utterances, summarise(utterances, bootstrap=resamples)

@@ -1,4 +1,4 @@
-"""What runs on the cluster: `python -m jobs.main --config SPEC [flags]` or `python -m jobs.main manifest build ...`."""
+"""What runs on the cluster: `python -m jobs.main --config SPEC [flags]` or `python -m jobs.main manifest ...`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from service.spec.load import load_spec
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    manifest = words[:2] == ["manifest", "build"]
-    options = _manifest_parser().parse_args(words[2:]) if manifest else _job_parser().parse_args(words)
+    manifest = words[:1] == ["manifest"]
+    options = _manifest_parser().parse_args(words[1:]) if manifest else _job_parser().parse_args(words)
     try:
-        return _build_manifest(options) if manifest else _run(options)
+        return _manifest(options) if manifest else _run(options)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the outermost edge
         if options.debug:
             traceback.print_exc()
@@ -53,34 +53,10 @@ def _run(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _build_manifest(options: argparse.Namespace) -> int:
-    from dataclasses import asdict
+def _manifest(options: argparse.Namespace) -> int:
+    from jobs.manifest.command import run
 
-    from jobs.manifest.build import build
-    from jobs.progress import Reporter
-
-    reporter = Reporter()
-    try:
-        report = build(
-            Path(options.audio_dir),
-            Path(options.out),
-            pattern=options.pattern,
-            val_ratio=options.val_ratio,
-            seed=options.seed,
-            language=options.language,
-            progress=reporter.files,
-        )
-    finally:
-        reporter.close()
-    if options.output == "json":
-        print(json.dumps(asdict(report), indent=2))
-        return EXIT_DONE
-    print(f"{report.folder}/train.csv  {report.train} clips, {report.train_hours:.2f} h")
-    print(f"{report.folder}/val.csv  {report.val} clips, {report.val_hours:.2f} h")
-    print(
-        f"{report.folder}/rejects.csv  {report.rejected} files left out" if report.rejected else "no file was left out"
-    )
-    return EXIT_DONE
+    return run(options)
 
 
 def _job_parser() -> argparse.ArgumentParser:
@@ -94,18 +70,10 @@ def _job_parser() -> argparse.ArgumentParser:
 
 
 def _manifest_parser() -> argparse.ArgumentParser:
-    from jobs.manifest.build import DEFAULT_PATTERN
+    from jobs.manifest.command import add_parsers
 
-    parser = argparse.ArgumentParser(
-        prog="whisper-jobs manifest build", description="Make manifests from file names.", allow_abbrev=False
-    )
-    parser.add_argument("audio_dir")
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--pattern", default=DEFAULT_PATTERN)
-    parser.add_argument("--val-ratio", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--language", default="en")
-    _add_common(parser)
+    parser = argparse.ArgumentParser(prog="whisper-jobs manifest", description="Manifests.", allow_abbrev=False)
+    add_parsers(parser, _add_common)
     return parser
 
 

@@ -152,7 +152,7 @@ def _prove(
         )
     texts = {item.row: item.text for item in heard}
     seconds = time.monotonic() - started
-    scorer = Scorer(getattr(saved.processor.tokenizer, "english_spelling_normalizer", None))
+    scorer = Scorer(getattr(saved.processor.tokenizer, "english_spelling_normalizer", None), spec.data.text)
     utterances = [scorer.score(rows[row], text) for row, text in sorted(texts.items())]
     storage.write_text(MERGED_LINES, to_lines(utterances))
     tuned = from_lines(storage.read_bytes(TUNED_LINES).decode())

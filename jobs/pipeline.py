@@ -86,6 +86,13 @@ def with_gpus(spec: JobSpec, resources: Resources) -> JobSpec:
 def _train_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resources, events: Events) -> dict[str, Any]:
     training, gpus = spec.training, min(1.0, resources.gpus)
     sources = {"train": str(training.train_csv), "val": str(training.val_csv)}
+    if spec.data.dataset:
+        built = stages.run(
+            "dataset",
+            f"taking clips and transcripts from {spec.data.dataset}",
+            lambda: run_task(_dataset_task, spec.to_json(), root.uri, events.log),
+        )
+        sources = built["manifests"]
     data = stages.run(
         "prepare",
         "checking every row of both manifests",
@@ -240,6 +247,15 @@ def _prepare_task(spec: str, root: str, splits: dict[str, str], model: str, log:
         log.emit.remote({"event": "rows", "split": split, "rows": rows})
 
     return prepare(job, root, splits, model, progress)
+
+
+def _dataset_task(spec: str, root: str, log: Any) -> dict[str, Any]:
+    from jobs.manifest.from_spec import build_from_dataset
+
+    def progress(rows: int) -> None:
+        log.emit.remote({"event": "rows", "split": "dataset", "rows": rows})
+
+    return build_from_dataset(JobSpec.model_validate_json(spec), Storage(root).local(artifacts.DATASET), progress)
 
 
 def _merge_task(spec: str, root: str, log: Any) -> dict[str, Any]:

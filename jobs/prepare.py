@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import itertools
 import json
 import os
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from jobs.audio import MAX_DURATION_S, probe
-from jobs.manifest.rows import Row, read_rows
+from jobs.manifest.examine import Limits, Sound, examine
+from jobs.manifest.row import Reject, Row, Segment
+from jobs.manifest.rows import format_segments, read_rows
+from jobs.manifest.store import printable
+from jobs.manifest.transcript import joined_reason, text_faults
 from jobs.model import load_prompter, quiet_libraries
+from jobs.text import TextNormaliser
 from jobs.tokens import Prompter
 from service.artifacts import DATA, REJECTS
 from service.errors import Fault, ManifestError
@@ -36,6 +42,12 @@ SCHEMA = pa.schema(
         ("language", pa.string()),
         ("duration_s", pa.float32()),
         ("tokens", pa.int32()),
+        # Of a clip inside a longer file; null: from its begin, to its end.
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        # JSON of [start_s, end_s, text] from the clip's begin; empty: none.
+        ("segments", pa.string()),
+        ("no_speech", pa.bool_()),
     ]
 )
 
@@ -44,16 +56,17 @@ Progress = Callable[[str, int], None]
 
 @dataclass
 class Split:
-    """What is known of one split after its check."""
+    """What is known of one split after its check. Nothing here grows with its rows but 8 bytes of each text."""
 
     name: str
     source: str
     rows: int = 0
     seconds: float = 0.0
     languages: Counter[str] = field(default_factory=Counter)
+    rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
-    rejects: list[tuple[str, str]] = field(default_factory=list)
-    sentences: set[bytes] = field(default_factory=set)
+    sentences: array[int] = field(default_factory=lambda: array("Q"))
     digest: Any = field(default_factory=hashlib.sha256)
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,7 +76,8 @@ class Split:
             "rows": self.rows,
             "hours": round(self.seconds / 3600, 4),
             "languages": dict(sorted(self.languages.items())),
-            "rejected": len(self.rejects),
+            "rejected": self.rejected,
+            "reasons": dict(sorted(self.reasons.items())),
             "sha256": self.digest.hexdigest(),
         }
 
@@ -96,95 +110,107 @@ def prepare(
     storage = Storage(root)
     prompter = load_prompter(model)
     found = []
-    for name, source in splits.items():
-        split = Split(name, source)
-        target = storage.local(split_file(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".wj-{target.name}")
-        with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
-            for block in _blocks(_check_rows(split, prompter, spec), BLOCK):
-                writer.write_batch(pa.RecordBatch.from_pylist(block, schema=SCHEMA))
-                progress(name, split.rows)
-        aside.replace(target)
-        found.append(split)
-    _settle(found, storage, reject=spec.data.bad_rows == "reject")
-    both = set.intersection(*(split.sentences for split in found)) if len(found) > 1 else set()
-    return {split.name: split.as_dict() for split in found} | {"sentences_in_both": len(both)}
+    rejects = storage.local(REJECTS).with_name(f".wj-{REJECTS}")
+    rejects.parent.mkdir(parents=True, exist_ok=True)
+    with open(rejects, "w", encoding="utf-8", newline="") as file:
+        left_out = csv.writer(file, lineterminator="\n")
+        left_out.writerow(("split", "path", "kind", "reason"))
+        for name, source in splits.items():
+            split = Split(name, source)
+            _store(split, storage.local(split_file(name)), _check_rows(split, prompter, spec, left_out), progress)
+            found.append(split)
+    _settle(found, reject=spec.data.bad_rows == "reject")
+    rejects.replace(storage.local(REJECTS))
+    both = 0
+    if len(found) > 1:
+        one, other = (np.frombuffer(split.sentences, np.uint64) for split in found)
+        both = len(np.intersect1d(one, other))
+    return {split.name: split.as_dict() for split in found} | {"sentences_in_both": both}
 
 
-def _check_rows(split: Split, prompter: Prompter, spec: JobSpec) -> Iterator[dict[str, Any]]:
+def _store(split: Split, target: Path, records: Iterator[dict[str, Any]], progress: Progress) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".wj-{target.name}")
+    with ExitStack() as stack:
+        file = stack.enter_context(pa.OSFile(str(aside), "wb"))
+        writer = stack.enter_context(pa.ipc.new_stream(file, SCHEMA))
+        for block in _blocks(records, BLOCK):
+            writer.write_batch(pa.RecordBatch.from_pylist(block, schema=SCHEMA))
+            progress(split.name, split.rows)
+    aside.replace(target)
+
+
+def _check_rows(split: Split, prompter: Prompter, spec: JobSpec, left_out: Any) -> Iterator[dict[str, Any]]:
     rows = read_rows(split.source, spec.training.language)
+    limits, rules = Limits.of(spec.data), TextNormaliser(spec.data.text)
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
         # In blocks: map() over a million rows would hold them all.
         for block in _blocks(rows, BLOCK):
-            for row, outcome in zip(block, pool.map(lambda row: _check(row, prompter), block), strict=True):
-                if isinstance(outcome, str):
-                    shown = [row.path] if row.path else []
-                    split.faults.append(Fault(f"{split.source}, line {row.line}", outcome, *shown))
-                    split.rejects.append((row.path, outcome))
-                    continue
-                duration_s, tokens, identity = outcome
-                split.rows += 1
-                split.seconds += duration_s
-                split.languages[row.language] += 1
-                split.sentences.add(hashlib.sha256(row.text.casefold().encode()).digest()[:8])
-                split.digest.update(json.dumps(identity, ensure_ascii=False).encode())
-                yield {
-                    "path": row.path,
-                    "text": row.text,
-                    "language": row.language,
-                    "duration_s": duration_s,
-                    "tokens": tokens,
-                }
+            for verdicts in pool.map(lambda row: examine(row, limits), block):
+                for claimed, found in verdicts:
+                    row = _ruled(claimed, rules)
+                    faults = [found] if isinstance(found, Reject) else []
+                    faults += text_faults(row, prompter) if row.fault is None else []
+                    if faults or not isinstance(found, Sound):
+                        _reject(split, row, joined_reason(faults), left_out)
+                    else:
+                        yield _accept(split, row, found, prompter.count(row))
 
 
-def _check(row: Row, prompter: Prompter) -> str | tuple[float, int, list[Any]]:
-    """What is wrong with a row, or its duration in seconds, its label tokens, and what identifies it."""
-    if row.surplus:
-        return f"has more fields than the header, by {row.surplus}; put a text with commas in double quotes"
-    if not row.path:
-        return "path is empty"
-    if not row.text:
-        return "text is empty"
-    if not prompter.knows_language(row.language):
-        hint = "" if prompter.multilingual else "; an English-only (.en) checkpoint takes en alone"
-        return f"language {row.language!r} is unknown to the model{hint}"
-    if control := prompter.control_token(row.text):
-        return f"text holds {control}, which the model takes for a command; take it out"
-    tokens = len(prompter.encode(row.text, row.language).inputs)
-    if tokens > prompter.max_tokens:
-        return f"text is {tokens} tokens long; the decoder takes {prompter.max_tokens}"
-    try:
-        info = probe(row.path)
-    except ManifestError as error:
-        return error.faults[0].message
-    if info.frames == 0:
-        return "holds no sound (0 frames)"
-    if info.duration_s > MAX_DURATION_S:
-        return f"{info.duration_s:.1f} s long; at most {MAX_DURATION_S:.0f} s, so that nothing is cut off: split it"
-    identity = [Path(row.path).name, row.text, row.language, info.frames, info.sample_rate_hz, info.channels]
-    return info.duration_s, tokens, identity
+def _ruled(row: Row, rules: TextNormaliser) -> Row:
+    """The row with its texts in the form that the spec asks for."""
+    segments = tuple(replace(segment, text=rules(segment.text)) for segment in row.segments)
+    return replace(row, text=rules(row.text), segments=tuple(segment for segment in segments if segment.text))
 
 
-def _settle(splits: list[Split], storage: Storage, *, reject: bool) -> None:
+def _accept(split: Split, row: Row, sound: Sound, tokens: int) -> dict[str, Any]:
+    split.rows += 1
+    split.seconds += sound.duration_s
+    split.languages[row.language] += 1
+    if row.text:
+        split.sentences.append(int.from_bytes(hashlib.sha256(row.text.casefold().encode()).digest()[:8], "big"))
+    identity = [Path(row.path).name, row.text, row.language, sound.frames, sound.sample_rate_hz, sound.channels]
+    if row.start_s is not None or row.segments or row.no_speech:
+        identity += [row.start_s, format_segments(row.segments), row.no_speech]
+    split.digest.update(json.dumps(identity, ensure_ascii=False).encode())
+    begin = row.start_s or 0.0
+    segments = tuple(Segment(s.start_s - begin, s.end_s - begin, s.text) for s in row.segments)
+    return {
+        "path": row.path,
+        "text": row.text,
+        "language": row.language,
+        "duration_s": sound.duration_s,
+        "tokens": tokens,
+        "start_s": row.start_s,
+        "end_s": row.end_s,
+        "segments": format_segments(segments),
+        "no_speech": row.no_speech,
+    }
+
+
+def _reject(split: Split, row: Row, reason: Reject, left_out: Any) -> None:
+    split.rejected += 1
+    split.reasons[reason.kind] += 1
+    if len(split.faults) < SHOWN_FAULTS:
+        shown = [row.path] if row.path else []
+        split.faults.append(Fault(f"{split.source}, line {row.line}", reason.reason, *shown))
+    left_out.writerow((split.name, printable(row.path), reason.kind, printable(reason.reason)))
+
+
+def _settle(splits: list[Split], *, reject: bool) -> None:
     """Refuse bad rows or leave them out, as the spec says; refuse empty splits in any case."""
-    faults = [fault for split in splits for fault in split.faults]
-    if faults and not reject:
-        shown = faults[:SHOWN_FAULTS]
-        if len(faults) > len(shown):
-            shown.append(Fault("...", f"and {len(faults) - len(shown)} more rows"))
+    shown = [fault for split in splits for fault in split.faults][:SHOWN_FAULTS]
+    count = sum(split.rejected for split in splits)
+    if count and not reject:
+        if count > len(shown):
+            shown.append(Fault("...", f"and {count - len(shown)} more rows"))
         way_out = (
             "mend the rows, or leave them out with --set data.bad_rows=reject (they are then listed in rejects.csv)"
         )
-        raise ManifestError([*shown, Fault(f"{len(faults)} rows cannot be used", way_out)])
+        raise ManifestError([*shown, Fault(f"{count} rows cannot be used", way_out)])
     empty = [Fault(split.source, "has no usable row") for split in splits if not split.rows]
     if empty:
-        raise ManifestError([*faults[:SHOWN_FAULTS], *empty])
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("split", "path", "reason"))
-    writer.writerows((split.name, path, reason) for split in splits for path, reason in split.rejects)
-    storage.write_text(REJECTS, text.getvalue())
+        raise ManifestError([*shown, *empty])
 
 
 def _blocks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -10,7 +10,9 @@ import jiwer
 import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-from jobs.tokens import WITHOUT_SPACES
+from jobs.text import TextNormaliser
+from service.spec.languages import WITHOUT_SPACES
+from service.spec.text import TextRules
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ class Scorer:
 
     Args:
         spelling: British to American spellings, as the tokenizer carries them (`english_spelling_normalizer`).
+        rules: the spec's `data.text`. References have been through them already, when the rows were prepared.
 
     Source: Radford et al. 2022, appendix C; transformers.models.whisper.english_normalizer.
     """
 
-    def __init__(self, spelling: dict[str, str] | None) -> None:
+    def __init__(self, spelling: dict[str, str] | None, rules: TextRules | None = None) -> None:
+        self._rules = TextNormaliser(rules)
         self._english = EnglishTextNormalizer(spelling or {})
         self._basic = BasicTextNormalizer()
         # Words are not written apart in these, so each character counts as one, as in Whisper's own tables.
@@ -97,6 +101,7 @@ class Scorer:
     def score(self, record: dict[str, Any], hypothesis: str) -> Utterance:
         """Compare one row (path, language, duration_s, text) with what was heard."""
         reference, language = str(record["text"]), str(record["language"])
+        hypothesis = self._rules(hypothesis)
         normal_reference = self.normalise(reference, language)
         normal_hypothesis = self.normalise(hypothesis, language)
         # There the normaliser sets spaces between characters, which are no characters of the text.

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from jobs.manifest.row import Row, Segment
+from jobs.manifest.rows import parse_segments
 from service.errors import Fault, SpecError
-from service.spec.languages import LANGUAGES
+from service.spec.languages import LANGUAGES, WITHOUT_SPACES
 
 IGNORE = -100
 """Label id that the cross-entropy leaves out."""
 
-WITHOUT_SPACES = {"zh", "ja", "th", "lo", "my", "yue", "km", "bo"}
-"""Languages written without spaces between words: Whisper puts none before their text either."""
+TIMESTAMP_STEP_S, LAST_TIMESTAMP = 0.02, 1500
+"""Whisper's timestamps: <|0.00|>, <|0.02|>, ... <|30.00|>."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,65 @@ class Prompter:
 
     def encode(self, text: str, language: str) -> Tokens:
         """Tokens of one transcript. The labels begin after the start token, so nothing has to be shifted later."""
+        return self._tokens([*self.prompt(language), *self._text_ids(text, language)])
+
+    def encode_segments(self, segments: Sequence[Segment], language: str) -> Tokens:
+        """Tokens of one transcript with timestamps: each segment between the tokens of its begin and its end.
+
+        Args:
+            segments: in order, with times from the clip's begin.
+            language: Whisper's code.
+        """
+        sequence = self.prompt(language)[:-1]
+        for segment in segments:
+            words = self._text_ids(segment.text, language)
+            sequence += [self._time_id(segment.start_s), *words, self._time_id(segment.end_s)]
+        return self._tokens(sequence)
+
+    def encode_no_speech(self) -> Tokens:
+        """Tokens of a clip in which nothing is said: the no-speech token where the language would stand."""
+        return self._tokens([self._id("<|startoftranscript|>"), self._no_speech_id()])
+
+    def encode_row(self, record: Mapping[str, Any], *, timestamps: bool = False, speed: float = 1.0) -> Tokens:
+        """Tokens of a prepared row.
+
+        Args:
+            record: with text, language and, where it has them, segments and no_speech.
+            timestamps: with the times of its segments, if it has any.
+            speed: at which its audio is played: times are divided by it.
+        """
+        if record.get("no_speech"):
+            return self.encode_no_speech()
+        if timestamps and record.get("segments"):
+            segments = parse_segments(json.loads(record["segments"]))
+            scaled = [Segment(s.start_s / speed, s.end_s / speed, s.text) for s in segments]
+            return self.encode_segments(scaled, record["language"])
+        return self.encode(record["text"], record["language"])
+
+    def _tokens(self, sequence: list[int]) -> Tokens:
+        return Tokens(sequence, [*sequence[1:], self._eot])
+
+    def _text_ids(self, text: str, language: str) -> list[int]:
         text = text.strip() if language in WITHOUT_SPACES else f" {text.strip()}"
-        ids = self._tokenizer(text, add_special_tokens=False).input_ids
-        sequence = [*self.prompt(language), *ids, self._eot]
-        return Tokens(sequence[:-1], sequence[1:])
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def _time_id(self, seconds: float) -> int:
+        # Not every tokenizer names the timestamps, but they all follow this token, in steps of 20 ms up to 30 s.
+        return self._id("<|notimestamps|>") + 1 + min(LAST_TIMESTAMP, max(0, round(seconds / TIMESTAMP_STEP_S)))
+
+    def _no_speech_id(self) -> int:
+        # Older checkpoints call it by the name that it had in a draft of OpenAI's code.
+        return self._id("<|nospeech|>" if "<|nospeech|>" in self._controls else "<|nocaptions|>")
+
+    def count(self, row: Row, *, timestamps: bool = True) -> int:
+        """Decoder positions that a row of a manifest takes at most: with the times of its segments, if it has any."""
+        if row.no_speech:
+            return len(self.encode_no_speech().inputs)
+        plain = len(self.encode(row.text, row.language).inputs)
+        if not (timestamps and row.segments):
+            return plain
+        return max(plain, len(self.encode_segments(row.segments, row.language).inputs))
 
 
 def pad(rows: list[Tokens], fill: int) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from jobs.audio import read_audio
-from jobs.batches import log_mel
+from jobs.batches import log_mel, read_clip
 from service.spec.sections import EvaluationConfig
 
 
@@ -62,7 +61,7 @@ def transcribe(
 
     def read(chunk: list[int]) -> tuple[Any, list[str]]:
         records = [dataset[row] for row in chunk]
-        features = log_mel(processor.feature_extractor, [read_audio(record["path"]) for record in records])
+        features = log_mel(processor.feature_extractor, [read_clip(record) for record in records])
         return features, [record["language"] for record in records]
 
     try:

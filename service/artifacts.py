@@ -36,8 +36,11 @@ ADAPTER = "adapter"
 MERGED = "merged"
 MANIFEST = "manifest.json"
 
-UNLISTED = (MANIFEST, f"{CHECKPOINTS}/", f"{TENSORBOARD}/")
-"""What manifest.json does not hash: itself, and what is there for going on with a run rather than a result of it."""
+DATASET = f"{DATA}/dataset"
+
+UNLISTED = (MANIFEST, f"{CHECKPOINTS}/", f"{TENSORBOARD}/", f"{DATASET}/")
+"""What manifest.json does not hash: itself, and what is there for going on with a run rather than a result of it (of
+the data it has the hash of what was used)."""
 
 
 class FileRecord(BaseModel):

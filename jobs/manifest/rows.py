@@ -1,51 +1,47 @@
-"""Reading a manifest: a CSV with `path` and `text`, and optionally `language`."""
+"""Reading a manifest: a CSV with `path` and `text`; all other columns are optional.
+
+language, duration_s; start_s and end_s of a clip inside a longer file; segments, a JSON list of [start_s, end_s, text]
+from the file's begin; no_speech. Whatever else there is, is carried along.
+"""
 
 from __future__ import annotations
 
 import csv
+import json
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 import fsspec
 
+from jobs.manifest.row import Reject, Row, Segment, join_text
 from service.errors import Fault, ManifestError
+from service.spec.languages import WITHOUT_SPACES
 
 REQUIRED = ("path", "text")
-_SURPLUS = "\0surplus"
+KNOWN = (*REQUIRED, "language", "duration_s", "start_s", "end_s", "segments", "no_speech")
+YES, NO = {"true", "1", "yes", "y"}, {"", "false", "0", "no", "n"}
+
+csv.field_size_limit(16 << 20)  # the segments of a long recording; the default is 128 KiB
 
 
-@dataclass(frozen=True)
-class Row:
-    """One clip of a manifest; `line` is where it ends in the file, for messages."""
-
-    line: int
-    path: str
-    text: str
-    language: str
-    surplus: int = 0
-    """Fields beyond the header's that are not empty: a comma in the text that no quotes enclose."""
-
-
-def read_rows(source: str, default_language: str) -> Iterator[Row]:
+def read_rows(source: str, default_language: str, *, strict: bool = True) -> Iterator[Row]:
     """Stream a manifest's rows, each with an absolute path or URI for its audio.
+
+    Args:
+        source: path or URI of the CSV.
+        default_language: of rows that name none.
+        strict: refuse a file that is no CSV; else what is wrong with a line comes as the fault of a row, and reading
+            goes on behind it.
 
     Raises:
         ManifestError: the file cannot be read, is not UTF-8 or no CSV, or lacks a column.
     """
     try:
-        with fsspec.open(source, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey=_SURPLUS, strict=True)
-            columns = [name.strip().lower() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            if problem := _header_problem(columns):
-                raise ManifestError([Fault(source, problem)])
-            for record in reader:
-                language = (record.get("language") or "").strip().lower() or default_language
-                path = (record["path"] or "").strip()
-                text = (record["text"] or "").strip()
-                surplus = sum(bool(field.strip()) for field in record.get(_SURPLUS) or ())
-                yield Row(reader.line_num, _resolve(path, source), text, language, surplus)
+        errors = "strict" if strict else "surrogateescape"
+        with fsspec.open(source, "rt", encoding="utf-8-sig", newline="", errors=errors) as file:
+            yield from _read(file, source, default_language, strict=strict)
     except FileNotFoundError as error:
         raise ManifestError([Fault(source, "no such file")]) from error
     except OSError as error:
@@ -53,17 +49,132 @@ def read_rows(source: str, default_language: str) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         where = f"{source}, line {_first_line_not_utf8(source)}"
         raise ManifestError([Fault(where, "is not UTF-8 text; save the file as UTF-8")]) from error
-    except csv.Error as error:
-        # The reader counts the rows that it has given out.
-        raise ManifestError([Fault(f"{source}, line {reader.line_num + 1}", f"is not valid CSV: {error}")]) from error
 
 
-def _header_problem(columns: list[str]) -> str:
+def _read(file: TextIO, source: str, default_language: str, *, strict: bool) -> Iterator[Row]:
+    reader = csv.reader(file, strict=True)
+    line = 1
+    columns: list[str] | None = None
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            # The reader counts the rows that it has given out; after an error it goes on with the next line.
+            if strict or columns is None:
+                where = f"{source}, line {line if columns else 1}"
+                raise ManifestError([Fault(where, f"is not valid CSV: {error}")]) from error
+            yield Row("", "", "", default_language, line, fault=Reject("bad-row", f"is not valid CSV: {error}"))
+            line = reader.line_num + 1
+            continue
+        if fields is None:
+            break
+        if columns is None:
+            columns = [name.strip().lower() for name in fields]
+            if problem := header_problem(columns):
+                raise ManifestError([Fault(source, problem)])
+        elif fields:
+            yield _row(columns, fields, reader.line_num, source, default_language)
+        line = reader.line_num + 1
+    if columns is None:
+        raise ManifestError([Fault(source, header_problem([]))])
+
+
+def header_problem(columns: list[str]) -> str:
+    """What keeps a CSV with these columns from being a manifest; empty where nothing does."""
+    if len(columns) == 1 and (wrong := next((mark for mark in (";", "\t", "|") if mark in columns[0]), None)):
+        return f"has its columns parted by {wrong!r}; part them by commas"
+    if any("\udc80" <= character <= "\udcff" for name in columns for character in name):
+        return "is not UTF-8 text; save the file as UTF-8"
     if missing := [name for name in REQUIRED if name not in columns]:
         return f"no column {' and no column '.join(missing)} (found: {', '.join(columns) or 'none'})"
-    if doubled := [name for name in (*REQUIRED, "language") if columns.count(name) > 1]:
+    if doubled := [name for name in KNOWN if columns.count(name) > 1]:
         return f"has the column {doubled[0]} twice; keep one"
     return ""
+
+
+def _row(columns: list[str], fields: list[str], line: int, source: str, default_language: str) -> Row:
+    record = dict(zip(columns, [*fields, *[""] * (len(columns) - len(fields))], strict=False))
+    path = record["path"].strip()
+    fault = None
+    if surplus := sum(bool(field.strip()) for field in fields[len(columns) :]):
+        text = f"has more fields than the header, by {surplus}; put a text with commas in double quotes"
+        fault = Reject("bad-row", text)
+    elif any("\udc80" <= character <= "\udcff" for field in fields for character in field):
+        fault = Reject("bad-row", "is not UTF-8 text; save the file as UTF-8")
+    values, problem = parse_optional(record)
+    if problem and fault is None:
+        fault = Reject("bad-row", problem)
+    language = record.get("language", "").strip().lower() or default_language
+    text = record["text"].strip()
+    if not text:
+        text = join_text(values.get("segments", ()), spaces=language not in WITHOUT_SPACES)
+    return Row(
+        name=path,
+        path=_resolve(path, source),
+        text=text,
+        language=language,
+        line=line,
+        extras={name: value for name, value in record.items() if name and name not in KNOWN},
+        fault=fault,
+        **values,
+    )
+
+
+def parse_optional(record: dict[str, str]) -> tuple[dict[str, Any], str]:
+    """The optional columns as a Row's fields, and what is wrong with the first that cannot be read."""
+    values: dict[str, Any] = {}
+    for name in ("duration_s", "start_s", "end_s"):
+        text = (record.get(name) or "").strip()
+        if not text:
+            continue
+        try:
+            number = float(text)
+        except ValueError:
+            return {}, f"{name} is {text!r}, which is no number of seconds"
+        if not math.isfinite(number) or number < 0:
+            return {}, f"{name} is {text!r}; give seconds from 0 on"
+        values[name] = number
+    if values.get("end_s", math.inf) <= values.get("start_s", 0.0):
+        return {}, f"end_s is {values['end_s']:g}, and start_s is {values.get('start_s', 0.0):g}"
+    said = (record.get("no_speech") or "").strip().lower()
+    if said not in YES | NO:
+        return {}, f"no_speech is {said!r}; give true or nothing"
+    values["no_speech"] = said in YES
+    if text := (record.get("segments") or "").strip():
+        try:
+            values["segments"] = parse_segments(json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            return {}, f"segments is no JSON list of [start_s, end_s, text] ({error})"
+    return values, ""
+
+
+def parse_segments(content: Any) -> tuple[Segment, ...]:
+    """Segments of a JSON list of [start_s, end_s, text], or of objects with start, end and text.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    segments = []
+    if not isinstance(content, list):
+        raise ValueError("not a list")
+    for entry in content:
+        if isinstance(entry, dict):
+            start_s, end_s = entry.get("start_s", entry.get("start")), entry.get("end_s", entry.get("end"))
+            entry = [start_s, end_s, entry.get("text")]
+        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[2], str):
+            raise ValueError(f"{json.dumps(entry, ensure_ascii=False)[:60]}")
+        start_s, end_s = float(entry[0]), float(entry[1])
+        if not math.isfinite(start_s) or not math.isfinite(end_s):
+            raise ValueError(f"{entry[0]} or {entry[1]} is no time")
+        if text := " ".join(entry[2].split()):
+            segments.append(Segment(start_s, end_s, text))
+    return tuple(segments)
+
+
+def format_segments(segments: tuple[Segment, ...]) -> str:
+    """Inverse of `parse_segments`, as JSON text; empty for none."""
+    content = [[round(s.start_s, 3), round(s.end_s, 3), s.text] for s in segments]
+    return json.dumps(content, ensure_ascii=False) if segments else ""
 
 
 def _first_line_not_utf8(source: str) -> int:

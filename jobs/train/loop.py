@@ -24,6 +24,7 @@ from jobs.adapter import (
     snapshot,
     trainable_parameters,
 )
+from jobs.augment import Augmenter
 from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
 from jobs.evaluate import evaluate, from_lines, to_lines
 from jobs.model import load_whisper
@@ -150,6 +151,8 @@ class Trainer:
             self.whisper.prompter(),
             threads=self.spec.data.threads,
             prefetch=self.spec.data.prefetch,
+            augmenter=Augmenter(self.spec.augment, self.settings.seed),
+            timestamps=self.spec.data.timestamps,
         )
         # Each worker drops out its own units; the seed of the order of rows is not touched by this.
         seed_everything(self.settings.seed + 1_000_003 * self.session.rank)
@@ -320,6 +323,7 @@ class Trainer:
                 workers=self.session.workers,
                 threads=self.spec.data.threads,
                 bootstrap=bootstrap,
+                rules=self.spec.data.text,
                 progress=progress,
             )
 

@@ -51,7 +51,11 @@ def _required(spec: JobSpec) -> Findings:
     for path, way_out in wanted[spec.kind]:
         section, name = path.split(".")
         section_spec: Spec = getattr(spec, section)
-        if getattr(section_spec, name) is None:
+        if spec.kind == "train" and spec.data.dataset:
+            if getattr(section_spec, name) is not None:
+                text = "is given, and data.dataset too; give one of the two"
+                yield Finding((path, "data.dataset"), text, getattr(section_spec, name))
+        elif getattr(section_spec, name) is None:
             yield Finding((path, "kind"), f"is missing; {way_out}")
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from service.spec.augment import AugmentConfig
 from service.spec.base import Spec
 from service.spec.sections import DataConfig, EngineConfig, EvaluationConfig, ResourcesConfig, StorageConfig
 from service.spec.training import TrainingConfig
@@ -38,6 +39,9 @@ class JobSpec(Spec):
 
     data: DataConfig = DataConfig()
     """How audio reaches the model."""
+
+    augment: AugmentConfig = AugmentConfig()
+    """How training clips are varied."""
 
     training: TrainingConfig = TrainingConfig()
     """What is trained, on what, and how."""

@@ -26,3 +26,6 @@ LANGUAGES: dict[str, str] = {
 }  # fmt: skip
 
 CODE_OF_NAME = {name: code for code, name in LANGUAGES.items()}
+
+WITHOUT_SPACES = {"zh", "ja", "th", "lo", "my", "yue", "km", "bo"}
+"""Languages written without spaces between words: Whisper puts none before their text either."""

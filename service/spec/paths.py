@@ -11,7 +11,7 @@ from service.spec.whisper_dims import is_folder
 PATHS = ("training.train_csv", "training.val_csv", "training.outdir", "evaluation.csv", "storage.uri")
 """Settings that hold a path or URI."""
 
-MODELS = ("training.base_model", "evaluation.model")
+MODELS = ("training.base_model", "evaluation.model", "data.dataset")
 """Settings that hold a hub id or a path."""
 
 

@@ -2,19 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from service.spec.base import Float, Int, Names, Spec
+from service.spec.base import Float, Int, JsonText, Names, Spec
+from service.spec.text import TextRules
 
 
 class DataConfig(Spec):
     """How audio reaches the model."""
 
+    dataset: str | None = Field(default=None, min_length=1, examples=["mozilla-foundation/common_voice_17_0"])
+    """Clips from a dataset in place of `training.train_csv` and `training.val_csv`: a hub id, or a folder that
+    `datasets` has saved or that holds its Parquet files. Its splits are joined and split anew, as `whisper-jobs
+    manifest build` does, and rows that cannot be used are left out and listed."""
+
+    dataset_config: str | None = Field(default=None, min_length=1, examples=["nl"])
+    """Name of the dataset's configuration."""
+
+    text_column: str | None = Field(default=None, min_length=1, examples=["sentence"])
+    """Column of the dataset that holds the transcripts. Default: `text`, `sentence`, `transcript`, `transcription` or
+    `normalized_text`."""
+
+    group: str | None = Field(default=None, min_length=1, examples=["speaker_id"])
+    """Column of the dataset of whose values none is both trained on and scored on."""
+
+    val_ratio: Float = Field(default=0.1, gt=0, lt=1)
+    """Share of the dataset that is held out."""
+
     bad_rows: Literal["error", "reject"] = "error"
     """What to do with rows that cannot be used (no such file, unreadable, over 30 s, no text, too many tokens): `error`
     ends the job before it trains and lists them all; `reject` leaves them out and lists them in rejects.csv."""
+
+    check: Literal["header", "decode"] = "header"
+    """How the job looks at audio before it trains: `header` opens every file and compares its length with its header's
+    and its row's; `decode` reads all of it, which also finds silence, clipping and what is broken in the middle.
+    `whisper-jobs manifest build` and `check` always decode."""
+
+    min_duration_s: Float = Field(default=0.1, ge=0, lt=30)
+    """Shortest clip, in seconds."""
+
+    silence_dbfs: Float = Field(default=-60.0, le=0)
+    """A decoded clip whose loudness (RMS, in dB below full scale) is under this counts as silent, unless its row is
+    marked as `no_speech`."""
+
+    clipped_share: Float = Field(default=0.01, gt=0, le=1)
+    """A decoded clip counts as clipped where more than this share of its samples is at full scale."""
+
+    text: Annotated[TextRules | None, JsonText] = Field(default=None, examples=[{"case": "lower"}])
+    """Rules that put transcripts into one form, applied alike to what is trained on, to references and to what a model
+    heard: an object with any of `unicode` (keep, NFC, NFKC), `quotes` (keep, plain), `brackets` (keep, remove),
+    `replace` (a list of {"pattern", "by"}), `punctuation` (keep, remove) and `case` (keep, lower, upper), also as a
+    JSON string. Default (null): texts stay as they are."""
+
+    timestamps: Float = Field(default=0.5, ge=0, le=1)
+    """Share of the rows with segments that are trained with timestamp tokens, drawn anew in each epoch. Rows without
+    segments are always trained without."""
 
     prefetch: Int = Field(default=4, ge=1)
     """Micro-batches that are decoded ahead of the model, per worker."""

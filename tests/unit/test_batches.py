@@ -129,9 +129,9 @@ def test_no_more_is_read_than_asked_to_be_made_ahead(data: Data) -> None:
     class Counted(Loader):
         made = 0
 
-        def make(self, rows: list[int]) -> Batch:
+        def make(self, rows: list[int], epoch: int | None = None) -> Batch:
             Counted.made += 1
-            return super().make(rows)
+            return super().make(rows, epoch)
 
     schedule = Schedule(rows=len(data.rows), per_dev_batch=1, grad_accum=1, workers=1, seed=0)
     loader = Counted(data.rows, data.extractor, data.prompter, threads=2, prefetch=3)

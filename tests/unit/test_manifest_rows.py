@@ -9,7 +9,8 @@ from engine import write_csv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.manifest.rows import Row, read_rows
+from jobs.manifest.row import Row
+from jobs.manifest.rows import read_rows
 from service.errors import ManifestError
 
 
@@ -81,7 +82,7 @@ def test_every_dialect_that_spreadsheets_write_is_read(source: Path, content: st
     rows = rows_of(source, content)
     assert [row.text for row in rows] == texts
     assert {row.path for row in rows} <= {str(source.parent / name) for name in ("a.wav", "b.wav")}
-    assert all(row.surplus == 0 for row in rows)
+    assert all(row.fault is None for row in rows)
 
 
 def test_the_language_column_wins_over_the_default_where_it_is_filled(source: Path) -> None:
@@ -89,8 +90,12 @@ def test_the_language_column_wins_over_the_default_where_it_is_filled(source: Pa
     assert [row.language for row in rows] == ["es", "en", "de", "en"]
 
 
-def test_a_comma_without_quotes_is_noticed(source: Path) -> None:
-    assert [row.surplus for row in rows_of(source, "path,text\na.wav,hello, you\nb.wav,hello\n")] == [1, 0]
+def test_a_comma_without_quotes_is_the_rows_fault(source: Path) -> None:
+    faulty, good = rows_of(source, "path,text\na.wav,hello, you\nb.wav,hello\n")
+    assert faulty.fault
+    assert faulty.fault.kind == "bad-row"
+    assert faulty.fault.reason.startswith("has more fields than the header, by 1")
+    assert good.fault is None
 
 
 def test_a_row_knows_the_line_in_which_it_ends(source: Path) -> None:

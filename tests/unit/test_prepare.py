@@ -72,7 +72,7 @@ def test_rows_are_stored_with_absolute_paths_durations_and_token_counts(run: Pre
     assert result["train"]["languages"] == {"en": 2, "es": 1}
     assert result["train"]["hours"] == pytest.approx(2.25 / 3600, abs=1e-4)
     assert result["val"]["rejected"] == 0
-    assert (run.root / "rejects.csv").read_text() == "split,path,reason\n"
+    assert (run.root / "rejects.csv").read_text() == "split,path,kind,reason\n"
 
 
 BAD: list[tuple[tuple[str, ...], str]] = [

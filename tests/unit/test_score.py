@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.evaluate import from_lines, to_lines
 from jobs.score import Errors, Scorer, Utterance, character_errors, summarise, word_errors
-from jobs.tokens import WITHOUT_SPACES
+from service.spec.languages import WITHOUT_SPACES
 
 WORDS = ["open", "close", "the", "window", "door", "now", "please", "a", "it's"]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)

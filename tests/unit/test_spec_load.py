@@ -331,3 +331,17 @@ def test_every_key_of_the_reference_is_a_setting_and_there_is_no_other():
 
     assert sorted(reference.split()) == sorted(s.name for s in settings().values() if s.section == "training")
     assert JobSpec().training.lr == 5e-5
+
+
+def test_a_dataset_takes_the_place_of_both_manifests(folder):
+    loaded = load_spec(None, [Override("data.dataset", "owner/speech", "--set data.dataset")])
+
+    assert loaded.spec.training.train_csv is None
+    with pytest.raises(SpecError, match="give one of the two"):
+        load_spec(
+            None,
+            [
+                Override("data.dataset", "owner/speech", "--set data.dataset"),
+                Override("training.train_csv", "train.csv", "--train-csv"),
+            ],
+        )

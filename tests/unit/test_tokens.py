@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.tokens import IGNORE, WITHOUT_SPACES, Prompter, Tokens, pad
+from jobs.manifest.row import Row, Segment
+from jobs.tokens import IGNORE, Prompter, Tokens, pad
 from service.errors import SpecError
-from service.spec.languages import LANGUAGES
+from service.spec.languages import LANGUAGES, WITHOUT_SPACES
 
-EOT, START, EN, ES, TRANSCRIBE, NO_TIMESTAMPS = 50257, 50258, 50259, 50262, 50359, 50363
+EOT, START, EN, ES, TRANSCRIBE, NO_SPEECH, NO_TIMESTAMPS = 50257, 50258, 50259, 50262, 50359, 50362, 50363
 OF_LARGE_V3 = "yue"
 """Has a token in large-v3's vocabulary only."""
 
@@ -124,3 +125,31 @@ def test_labels_are_masked_by_length_and_never_by_id(lengths: list[int]) -> None
     for index, length in enumerate(lengths):
         assert labels_BT[index].tolist() == [EOT] * length + [IGNORE] * (max(lengths) - length)
         assert inputs_BT[index].tolist() == [START] * length + [EOT] * (max(lengths) - length)
+
+
+def test_segments_stand_between_their_times(processor: Any, prompter: Prompter) -> None:
+    segments = (Segment(0.0, 1.28, "open the window"), Segment(1.28, 40.0, "call me"))
+    tokens = prompter.encode_segments(segments, "es")
+    assert tokens.inputs[:3] == [START, ES, TRANSCRIBE]
+    assert tokens.labels[:-1] == tokens.inputs[1:]
+    assert tokens.labels[-1] == EOT
+    text = processor.tokenizer.decode(tokens.inputs[3:], decode_with_timestamps=True)
+    assert text == "<|0.00|> open the window<|1.28|><|1.28|> call me<|30.00|>"
+
+
+def test_a_clip_without_speech_is_the_no_speech_token_after_the_start(prompter: Prompter, english: Prompter) -> None:
+    for one in (prompter, english):
+        assert one.encode_row({"no_speech": True, "text": "", "language": "en"}) == Tokens(
+            [START, NO_SPEECH], [NO_SPEECH, EOT]
+        )
+    batch = pad([prompter.encode_no_speech(), prompter.encode("open", "en")], fill=EOT)
+    assert batch[1][0].tolist() == [NO_SPEECH, EOT] + [IGNORE] * (batch[1].shape[1] - 2)
+
+
+def test_a_row_takes_the_positions_of_its_longest_form(prompter: Prompter) -> None:
+    plain = Row("a", "a", "one two", "en")
+    timed = Row("a", "a", "one two", "en", segments=(Segment(0, 1, "one"), Segment(1, 2, "two")))
+    assert prompter.count(plain) == len(prompter.encode("one two", "en").inputs)
+    assert prompter.count(timed) == prompter.count(plain) + 3
+    assert prompter.count(timed, timestamps=False) == prompter.count(plain)
+    assert prompter.count(Row("a", "a", "", "en", no_speech=True)) == 2

@@ -1,0 +1,55 @@
+"""`data.dataset`: the manifests of a job made from a dataset, before the job looks at them like at any others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jobs.manifest.build import TRAIN, VAL, build
+from jobs.manifest.examine import Limits
+from jobs.manifest.sources import SourceOptions
+from jobs.model import load_prompter, quiet_libraries
+from service.spec.job import JobSpec
+
+REPORT_EVERY = 1_000
+
+
+def build_from_dataset(spec: JobSpec, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+    """Make train.csv and val.csv from the spec's dataset.
+
+    Args:
+        spec: with `data.dataset`.
+        folder: takes the manifests and the audio that is inside the dataset's tables.
+        progress: called with the rows done.
+
+    Returns:
+        {"manifests": CSV by split name, "report": what was built}.
+
+    Raises:
+        InputError: the dataset cannot be had.
+        ManifestError: nothing usable is left on one of the sides.
+    """
+    quiet_libraries()
+    data = spec.data
+    report = build(
+        str(data.dataset),
+        folder,
+        kind="dataset",
+        options=SourceOptions(
+            language=spec.training.language, text_column=data.text_column, dataset_config=data.dataset_config
+        ),
+        val_ratio=data.val_ratio,
+        seed=spec.training.seed,
+        group=data.group,
+        limits=Limits.of(data, decode=True),
+        prompter=load_prompter(spec.training.base_model),
+        # A Ray worker starts no processes of its own: Ray would not know of the CPUs that they take.
+        processes=1,
+        progress=lambda done, total: progress(done) if done % REPORT_EVERY == 0 else None,
+    )
+    return {
+        "manifests": {"train": str(folder.absolute() / TRAIN), "val": str(folder.absolute() / VAL)},
+        "report": asdict(report),
+    }
