@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run: a test fails because of a change, never by chance. Look for new ones with
+# `pytest --hypothesis-profile default`.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 # No test may reach the hub, and a Ray that a test starts is its own. Set before transformers is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"

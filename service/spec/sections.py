@@ -35,10 +35,10 @@ class DataConfig(Spec):
     """What to do with rows that cannot be used (no such file, unreadable, over 30 s, no text, too many tokens): `error`
     ends the job before it trains and lists them all; `reject` leaves them out and lists them in rejects.csv."""
 
-    check: Literal["header", "decode"] = "header"
-    """How the job looks at audio before it trains: `header` opens every file and compares its length with its header's
-    and its row's; `decode` reads all of it, which also finds silence, clipping and what is broken in the middle.
-    `whisper-jobs manifest build` and `check` always decode."""
+    check: Literal["header", "decode"] = "decode"
+    """How the job looks at audio before it trains: `decode` reads all of it, so that nothing broken ends a training hours
+    later; `header` opens every file and compares its length with its header's and its row's, which is enough for what
+    `whisper-jobs manifest build` or `check` has decoded just before."""
 
     min_duration_s: Float = Field(default=0.1, ge=0, lt=30)
     """Shortest clip, in seconds."""

@@ -145,7 +145,7 @@ def test_very_many_faults_are_counted_and_a_hundred_shown(run: Prepare) -> None:
 
 
 def test_thirty_seconds_are_not_too_long(run: Prepare) -> None:
-    soundfile.write(run.data / "0.wav", np.zeros(30 * 8_000, np.float32), 8_000)
+    soundfile.write(run.data / "0.wav", tone(30.0), 16_000)
     assert run()["train"]["rows"] == 3
 
 

@@ -90,11 +90,11 @@ def test_the_full_check_finds_what_headers_hide(nano: Path, data: Path) -> None:
     soundfile.write(data / "mute.wav", np.zeros(16_000, np.float32), 16_000)
     rows = [("cut.flac", "one", "en"), ("mute.wav", "two", "en"), ("short.wav", "three", "en")]
     write_csv(data / "train.csv", rows, COLUMNS[:3])
-    assert len(stored(nano, data)) == 3
+    assert len(stored(nano, data, check="header")) == 3
     with pytest.raises(ManifestError) as caught:
-        stored(nano, data, check="decode")
+        stored(nano, data)
     assert ["cut off" in str(fault) or "silent" in str(fault) for fault in caught.value.faults] == [True, True, False]
-    assert len(stored(nano, data, check="decode", bad_rows="reject")) == 1
+    assert len(stored(nano, data, bad_rows="reject")) == 1
     assert "truncated" in (data / "root/rejects.csv").read_text()
 
 
