@@ -36,9 +36,9 @@ class DataConfig(Spec):
     ends the job before it trains and lists them all; `reject` leaves them out and lists them in rejects.csv."""
 
     check: Literal["header", "decode"] = "decode"
-    """How the job looks at audio before it trains: `decode` reads all of it, so that nothing broken ends a training hours
-    later; `header` opens every file and compares its length with its header's and its row's, which is enough for what
-    `whisper-jobs manifest build` or `check` has decoded just before."""
+    """How the job looks at audio before it trains: `decode` reads all of it, so that nothing broken ends a training
+    hours later; `header` opens every file and compares its length with its header's and its row's, which is enough for
+    what `whisper-jobs manifest build` or `check` has decoded just before."""
 
     min_duration_s: Float = Field(default=0.1, ge=0, lt=30)
     """Shortest clip, in seconds."""
