@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import signal
 import threading
 import time
@@ -29,6 +30,7 @@ LOCAL_ENVIRONMENT = {
 }
 
 _POLL_S = 0.2
+_ANSWER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def connected() -> Iterator[bool]:
     if local:
         for name, value in LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+    else:
+        _require_answer(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"include_dashboard": False} if local else {}
     try:
@@ -72,6 +76,21 @@ def connected() -> Iterator[bool]:
 
 def _stopped(number: int, frame: FrameType | None) -> None:
     raise StoppedError("stopped (SIGTERM); the same command goes on from the last checkpoint")
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would try again for a quarter of an hour.
+
+    Raises:
+        InfeasibleError: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # `auto`
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise InfeasibleError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from error
 
 
 def resources_for(spec: JobSpec) -> Resources:

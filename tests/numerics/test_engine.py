@@ -238,8 +238,8 @@ class TestRefusals:
         assert "is no tracker; give any of" in self.refusal(spec, SpecError)
 
     def test_a_learning_rate_that_moves_nothing(self, tiny: Path, tones: Path, tmp_path: Path) -> None:
-        # One step, and its rate is the first of the warmup: zero.
-        message = self.refusal(job(tiny, tones, tmp_path / "run", per_dev_batch=20), VerificationError)
+        # So small a rate that s * B @ A is rounded to zero.
+        message = self.refusal(job(tiny, tones, tmp_path / "run", lr=1e-45), VerificationError)
         assert message.startswith("32 of 32 adapted modules did not change in training: model.")
         assert "Raise training.lr" in message
 

@@ -77,7 +77,7 @@ def check_forms(checkpoint: Path, batch: Batch, folder: Path, model: Any) -> Non
     assert difference(logits_of(merged, batch), expected) <= MAX_LOGIT_DIFFERENCE
     assert merged.proj_out.weight is merged.model.decoder.embed_tokens.weight
 
-    save_checkpoint(merged, NoProcessor(), folder / "merged")
+    save_checkpoint(merged, NoProcessor(), folder / "merged", None)
     reloaded = base_model(folder / "merged")
     assert difference(logits_of(reloaded, batch), expected) <= MAX_LOGIT_DIFFERENCE
     assert reloaded.proj_out.weight is reloaded.model.decoder.embed_tokens.weight
@@ -129,7 +129,7 @@ def test_a_cast_costs_more_than_the_bound_and_is_measured_not_refused(
     model = adapted_model(tiny, False, {})
     expected = logits_of(model, batch)
     merged = model.merge_and_unload(safe_merge=True)
-    save_checkpoint(merged.to(dtype), load_processor(str(tiny)), tmp_path)
+    save_checkpoint(merged.to(dtype), load_processor(str(tiny)), tmp_path, None)
     whisper = load_whisper(str(tmp_path))
     assert whisper.stored_dtype == dtype
     assert MAX_LOGIT_DIFFERENCE < difference(logits_of(whisper.model, batch), expected) < 1.0
