@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
