@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -232,8 +234,24 @@ def run_task(function: Callable[..., Any], *arguments: Any, cpus: float = 1, gpu
         WhisperJobsError: as the function raised it.
         JobFailedError: it died otherwise.
     """
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(function)
-    return await_tasks([task.remote(*arguments)])[0]
+    return await_tasks([remote_task(function, cpus=cpus, gpus=gpus).remote(*arguments)])[0]
+
+
+def remote_task(function: Callable[..., Any], *, cpus: float, gpus: float) -> Any:
+    """A function as a Ray task whose errors come back whole: what the libraries raise may not survive pickling."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except WhisperJobsError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the task's outermost frame
+            failed = unwrap(error)
+            failed.add_note(traceback.format_exc())  # shown with --debug
+            raise failed from None
+
+    return ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(call)
 
 
 def await_tasks(tasks: list[Any]) -> list[Any]:

@@ -7,10 +7,9 @@ import platform
 from datetime import UTC, datetime
 from typing import Any
 
-import ray
 from rich.markup import escape
 
-from jobs.cluster import Events, Resources, await_tasks, connected, require_resources, run_task
+from jobs.cluster import Events, Resources, await_tasks, connected, remote_task, require_resources, run_task
 from jobs.inputs import require_same_inputs
 from jobs.progress import Reporter
 from jobs.stages import Recorder, Stages, claim_root
@@ -101,7 +100,7 @@ def _train_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resource
     base = BaseModelRecord.model_validate(
         stages.run("describe", "hashing the base model", lambda: run_task(_describe_task, training.base_model))
     )
-    _notice_overlap(data, events)
+    _warn_of_data(spec, data, events)
     workers = {0: "in this process", 1: "1 worker"}.get(resources.workers, f"{resources.workers} workers")
     trained = stages.run(
         "train",
@@ -133,6 +132,7 @@ def _evaluate_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resou
             _prepare_task, spec.to_json(), root.uri, {"val": str(spec.evaluation.csv)}, model["base"], events.log
         ),
     )
+    _warn_of_data(spec, data, events)
     scored = stages.run(
         "evaluate",
         f"transcribing with {spec.evaluation.model}",
@@ -175,7 +175,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     from jobs.score_model import collect, score_shard
 
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(score_shard)
+    task = remote_task(score_shard, cpus=resources.cpus, gpus=resources.gpus)
     shards = max(1, resources.workers)
     tasks = [task.remote(spec.to_json(), root.path(), model, rank, shards, events.log) for rank in range(shards)]
     return collect(spec, root, await_tasks(tasks))
@@ -225,9 +225,17 @@ def _is_temporary(root: Storage) -> bool:
     return root.is_local and "/runtime_resources/working_dir_files/" in root.path()
 
 
-def _notice_overlap(data: dict[str, Any], events: Events) -> None:
+def _warn_of_data(spec: JobSpec, data: dict[str, Any], events: Events) -> None:
+    warnings = []
     if both := data["sentences_in_both"]:
-        text = f"{both} sentences are in both train and validation data: the WER will look better than it is"
+        warnings.append(f"{both} sentences are in both train and validation data: the WER will look better than it is")
+    longest, room = data["val"]["longest_tokens"], spec.evaluation.max_new_tokens
+    if longest > room:
+        warnings.append(
+            f"the longest validation text has {longest} tokens, and evaluation.max_new_tokens cuts transcripts at "
+            f"{room}: what is cut counts as deleted words"
+        )
+    for text in warnings:
         events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {text}"})
 
 

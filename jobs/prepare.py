@@ -66,6 +66,8 @@ class Split:
     rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
+    longest: int = 0
+    """Most tokens in a row, its prompt counted."""
     sentences: array[int] = field(default_factory=lambda: array("Q"))
     digest: Any = field(default_factory=hashlib.sha256)
 
@@ -76,6 +78,7 @@ class Split:
             "rows": self.rows,
             "hours": round(self.seconds / 3600, 4),
             "languages": dict(sorted(self.languages.items())),
+            "longest_tokens": self.longest,
             "rejected": self.rejected,
             "reasons": dict(sorted(self.reasons.items())),
             "sha256": self.digest.hexdigest(),
@@ -165,6 +168,7 @@ def _ruled(row: Row, rules: TextNormaliser) -> Row:
 
 def _accept(split: Split, row: Row, sound: Sound, tokens: int) -> dict[str, Any]:
     split.rows += 1
+    split.longest = max(split.longest, tokens)
     split.seconds += sound.duration_s
     split.languages[row.language] += 1
     if row.text:

@@ -115,6 +115,15 @@ def _resources(spec: JobSpec) -> Findings:
         )
 
 
+def _dataset(spec: JobSpec) -> Findings:
+    if spec.data.dataset is not None:
+        return
+    for name in ("dataset_config", "text_column", "group", "val_ratio"):
+        value = getattr(spec.data, name)
+        if value != type(spec.data).model_fields[name].default:
+            yield advice(f"data.{name}", "has no effect without data.dataset", value)
+
+
 def _trackers(spec: JobSpec) -> Findings:
     for name in spec.engine.report_to:
         if name.lower() not in (*TRACKERS, "none"):
@@ -236,7 +245,16 @@ def _scored_model(spec: JobSpec) -> Findings:
 
 
 CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
-    "train": (_required, _credentials, _precision, _offload, _resources, _trackers, _advice_on_training),
+    "train": (
+        _required,
+        _credentials,
+        _precision,
+        _offload,
+        _resources,
+        _dataset,
+        _trackers,
+        _advice_on_training,
+    ),
     "evaluate": (_required, _credentials, _precision, _resources, _scored_model),
 }
 """The checks that need nothing but the spec, by the kind of job."""

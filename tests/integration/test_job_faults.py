@@ -97,23 +97,6 @@ def test_a_dora_job_with_one_worker_on_a_cluster(tiny: Path, tones: Path, tmp_pa
         assert text in finished.stdout
 
 
-def test_bad_rows_end_the_job_with_their_lines_and_mended_ones_go_on(
-    tiny: Path, tones: Path, tmp_path: Path, cluster: str
-) -> None:
-    shutil.copytree(tones, tmp_path / "data")
-    rows = [("00.wav", "one", "en"), ("gone.wav", "two", "en"), ("01.wav", "", "en"), ("02.wav", "three", "xx")]
-    write_csv(tmp_path / "data/val.csv", rows)
-    arguments = ["--config", write(job(tiny, tmp_path / "data", tmp_path / "run"), tmp_path), "-o", "json"]
-    finished = run(*arguments, cluster=cluster)
-    assert finished.code == 2
-    error = finished.error()
-    places = [fault["where"].rsplit(", ", 1)[-1] for fault in error["faults"]]
-    assert places == ["line 3", "line 4", "line 5", "3 rows cannot be used"]
-    assert error["faults"][0]["value"] == str(tmp_path / "data/gone.wav")
-    assert error["exit_code"] == 2
-    assert not (tmp_path / "run/manifest.json").exists()
-
-
 def evaluate(model: Path, csv: Path, root: Path, cluster: str | None, *more: str) -> Finished:
     settings = {
         "kind": "evaluate",
@@ -124,6 +107,25 @@ def evaluate(model: Path, csv: Path, root: Path, cluster: str | None, *more: str
     }
     flags = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     return run(*flags, *more, "-o", "json", cluster=cluster)
+
+
+def test_bad_rows_end_the_job_with_their_lines_and_mended_ones_are_scored(
+    tiny: Path, tones: Path, tmp_path: Path, cluster: str
+) -> None:
+    shutil.copytree(tones, tmp_path / "data")
+    rows = [("00.wav", "one", "en"), ("gone.wav", "two", "en"), ("01.wav", "", "en"), ("02.wav", "three", "xx")]
+    csv = write_csv(tmp_path / "data/test.csv", rows)
+    finished = evaluate(tiny, csv, tmp_path / "run", cluster)
+    assert finished.code == 2
+    error = finished.error()
+    places = [fault["where"].rsplit(", ", 1)[-1] for fault in error["faults"]]
+    assert places == ["line 3", "line 4", "line 5", "3 rows cannot be used"]
+    assert error["faults"][0]["value"] == str(tmp_path / "data/gone.wav")
+    assert error["exit_code"] == 2
+    assert not (tmp_path / "run/manifest.json").exists()
+
+    write_csv(csv, rows[:1])
+    assert evaluate(tiny, csv, tmp_path / "run", cluster).json()["model"]["utterances"] == 1
 
 
 @pytest.mark.parametrize("local", [True, False], ids=["local Ray", "cluster"])

@@ -345,3 +345,10 @@ def test_a_dataset_takes_the_place_of_both_manifests(folder):
                 Override("training.train_csv", "train.csv", "--train-csv"),
             ],
         )
+
+
+def test_settings_of_a_dataset_without_one_are_pointed_out(folder):
+    names = {"data.group": "speaker", "training.train_csv": "train.csv", "training.val_csv": "val.csv"}
+    found = load_spec(None, [Override(path, value, f"--set {path}") for path, value in names.items()])
+
+    assert any("data.group" in line and "has no effect without data.dataset" in line for line in found.advice)

@@ -1,0 +1,142 @@
+"""The Ray edge: what happens in other processes comes back as events in order, results, and errors with a meaning."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jobs.cluster import Events, connected, require_resources, resources_for, run_task, unwrap
+from service.errors import Fault, InfeasibleError, JobFailedError, ManifestError
+from service.spec.job import JobSpec
+
+pytestmark = pytest.mark.slow
+
+FAULTS = [Fault("train.csv, line 3", "no such file", "/a.wav"), Fault("val.csv", "has no usable row")]
+
+
+@pytest.fixture(scope="module")
+def joined(cluster: str) -> Iterator[bool]:
+    """This process as a driver on the cluster."""
+    before = signal.getsignal(signal.SIGTERM)
+    os.environ["RAY_ADDRESS"] = cluster
+    try:
+        with connected() as local:
+            yield local
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        signal.signal(signal.SIGTERM, before)
+
+
+def spec_of(**resources: Any) -> JobSpec:
+    return JobSpec.model_validate({"resources": resources | {"wait_s": 0}})
+
+
+def test_a_cluster_from_outside_is_not_a_local_ray(joined: bool) -> None:
+    assert joined is False
+
+
+def test_a_task_runs_in_another_process_and_its_result_comes_back(joined: bool) -> None:
+    def work(number: int) -> tuple[int, int]:
+        return number + 1, os.getpid()
+
+    result, process = run_task(work, 41)
+    assert result == 42
+    assert process != os.getpid()
+
+
+def test_our_errors_come_back_whole(joined: bool) -> None:
+    def fail() -> None:
+        raise ManifestError(FAULTS)
+
+    with pytest.raises(ManifestError) as caught:
+        run_task(fail)
+    assert type(caught.value) is ManifestError
+    assert caught.value.faults == FAULTS
+
+
+def test_other_errors_are_a_failed_job_with_their_type_and_first_line(joined: bool) -> None:
+    def fail() -> None:
+        raise KeyError("lost\nmore")
+
+    with pytest.raises(JobFailedError, match=r"^KeyError: 'lost") as caught:
+        run_task(fail)
+    (traceback,) = caught.value.__notes__
+    assert "in fail" in traceback
+
+
+def test_an_error_that_cannot_be_pickled_is_a_failed_job_too(joined: bool) -> None:
+    def fail() -> None:
+        class LocalError(Exception):
+            def __init__(self, one: int, two: int) -> None:
+                self.handle = open(os.devnull)  # noqa: SIM115  # what no pickle takes
+                super().__init__("cannot travel")
+
+        raise LocalError(1, 2)
+
+    with pytest.raises(JobFailedError, match=r"^LocalError: cannot travel"):
+        run_task(fail)
+
+
+def test_a_process_that_dies_is_a_lost_task(joined: bool) -> None:
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(JobFailedError, match="a task was lost"):
+        run_task(die)
+
+
+def test_events_of_all_processes_come_in_the_order_in_which_they_were_told(joined: bool) -> None:
+    seen: list[dict[str, Any]] = []
+    events = Events(seen.append)
+
+    def tell(log: Any, name: str) -> None:
+        import ray
+
+        ray.get([log.emit.remote({"event": "step", "by": name, "step": step}) for step in range(20)])
+
+    events.emit({"event": "stage", "by": "driver"})
+    run_task(tell, events.log, "worker")
+    events.emit({"event": "stage", "by": "driver"})
+    run_task(tell, events.log, "late")
+    events.close()
+    expected = ["driver", *["worker"] * 20, "driver", *["late"] * 20]
+    assert [event["by"] for event in seen] == expected
+    assert [event["step"] for event in seen if "step" in event] == [*range(20), *range(20)]
+    assert [event["time"] for event in seen] == sorted(event["time"] for event in seen)
+
+
+def test_workers_get_what_is_asked_for_and_a_gpu_only_where_there_is_one(joined: bool) -> None:
+    assert resources_for(spec_of(workers=3, cpus_per_worker=0.5)).per_worker() == {"CPU": 0.5}
+    assert resources_for(spec_of(gpus_per_worker=2)).per_worker() == {"CPU": 1.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("asked", "missing"),
+    [
+        ({"workers": 4}, None),
+        ({"workers": 8, "cpus_per_worker": 0.5}, None),
+        ({"workers": 5}, "5 CPUs (there are 4)"),
+        ({"workers": 2, "cpus_per_worker": 3}, "6 CPUs (there are 4)"),
+        ({"workers": 1, "gpus_per_worker": 1}, "1 GPUs (there are 0)"),
+    ],
+)
+def test_what_does_not_fit_on_the_nodes_is_named(joined: bool, asked: dict[str, Any], missing: str | None) -> None:
+    told: list[str] = []
+    if missing is None:
+        assert require_resources(spec_of(**asked), local=False, tell=told.append).workers == asked["workers"]
+        return
+    with pytest.raises(InfeasibleError) as caught:
+        require_resources(spec_of(**asked), local=True, tell=told.append)
+    assert missing in str(caught.value)
+    assert told == []
+
+
+def test_an_error_of_ours_is_not_wrapped() -> None:
+    error = ManifestError(FAULTS)
+    assert unwrap(error) is error
+    assert str(unwrap(ValueError("\n\n  two\nlines"))) == "ValueError: two"
+    assert str(unwrap(ValueError())) == "ValueError: no message"
