@@ -41,6 +41,9 @@ DEATHS = (
 )
 """What Ray raises where a process or its node has gone."""
 
+_WAITING, _MOST_WAITING = "waiting", 10_000
+"""Calls of the EventLog that wait, each in a thread of its own; all others come one after the other."""
+
 _TRIES = 4
 _POLL_S = 0.2
 _ANSWER_S = 10.0
@@ -174,7 +177,7 @@ class EventLog:
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._result: Any = None
-        self._stopping = False
+        self._stop = threading.Event()
 
     def emit(self, event: dict[str, Any]) -> None:
         """Keep an event until it is taken."""
@@ -195,33 +198,27 @@ class EventLog:
 
     def stop(self) -> None:
         """Ask all workers to stop."""
-        self._stopping = True
+        self._stop.set()
 
-    def stopping(self) -> bool:
-        """Whether they are to stop."""
-        return self._stopping
+    @ray.method(concurrency_group=_WAITING)
+    def await_stop(self) -> None:
+        """Return when they are to stop."""
+        self._stop.wait()
 
 
 class StopFlag:
-    """Whether the job was asked to stop, for a worker that asks often: an answer is awaited beside its work.
+    """Whether the job was asked to stop, for a worker that asks often: one call waits for it beside the work.
 
     Args:
         log: the job's EventLog actor.
     """
 
     def __init__(self, log: Any) -> None:
-        self._log = log
-        self._set = False
-        self._answer = log.stopping.remote()
+        self._asked = log.await_stop.remote()
 
     def is_set(self) -> bool:
-        """The last answer that has come in."""
-        if self._set or not ray.wait([self._answer], timeout=0)[0]:
-            return self._set
-        with contextlib.suppress(ray.exceptions.RayError):  # the driver is gone, and we soon too
-            self._set = bool(ray.get(self._answer))
-        self._answer = self._log.stopping.remote()
-        return self._set
+        """Whether it was. (Also where the driver has gone: this worker is about to go too.)"""
+        return bool(ray.wait([self._asked], timeout=0)[0])
 
 
 class Events:
@@ -238,7 +235,8 @@ class Events:
         self._heard: float | None = None
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # On the driver's node: the two live and die together.
-        self.log: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(EventLog).remote()
+        options = {"num_cpus": 0, "scheduling_strategy": here, "concurrency_groups": {_WAITING: _MOST_WAITING}}
+        self.log: Any = ray.remote(**options)(EventLog).remote()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="events")
         self._thread.start()
 
@@ -338,8 +336,7 @@ def _task(function: Callable[..., Any], *, cpus: float, gpus: float) -> Any:
 
 def as_user_error(error: BaseException) -> WhisperJobsError:
     """What Ray raised, as the user should see it."""
-    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
-        error = error.cause
+    error = root_cause(error)
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return OutOfMemoryError(
             f"Ray ended a worker because its node ran out of memory ({first_line(error)}); lower "
@@ -348,6 +345,15 @@ def as_user_error(error: BaseException) -> WhisperJobsError:
     if isinstance(error, DEATHS):
         return WorkerLostError(f"a process of the job died ({_death(error)}). {GO_ON}")
     return explain(error)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What lies in the wrappings of Ray and Ray Train."""
+    for name in ("cause", "_base_exc", "health_check_failure", "controller_failure"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            return root_cause(inner)
+    return error
 
 
 def _death(error: BaseException) -> str:

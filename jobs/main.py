@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -43,7 +45,9 @@ def _run(options: argparse.Namespace) -> int:
     from jobs.progress import Reporter
     from service.storage import Storage
 
-    metrics = run_job(loaded.spec, overwrite=options.overwrite, reporter=Reporter())
+    # What the libraries print of their own accord is no result; Ray's words on a worker's death come here too.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stderr if options.debug else nowhere):
+        metrics = run_job(loaded.spec, overwrite=options.overwrite, reporter=Reporter())
     if options.output == "json":
         print(json.dumps(metrics | {"root": loaded.spec.root}, indent=2, ensure_ascii=False))
     else:

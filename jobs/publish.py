@@ -27,6 +27,7 @@ REPORTED_PACKAGES = (
 
 def publish(spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord) -> None:
     """Write metrics.json, the card and, last of all, manifest.json: from then on the run is complete."""
+    root.sweep()  # what a worker that died has left half-written
     root.write_json(artifacts.METRICS, metrics)
     if spec.kind == "train":
         from jobs.card import model_card

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+import psutil
+
 from service.errors import EXIT_INTERRUPTED, InterruptedByUserError, StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -58,5 +60,8 @@ class StopSignals:
                 raise self.error(f"stopped ({self._first.name}). The same command goes on with what is done")
         elif number == signal.SIGINT and time.monotonic() - self._when > _ECHO_S:
             os.write(2, b"\nerror: ended at once. The same command goes on from the last checkpoint\n")
-            # A local Ray ends with the process that started it; nothing here may wait for one that does not answer.
+            # A local Ray is made of our descendants. Nothing here may wait for one that does not answer.
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             os._exit(EXIT_INTERRUPTED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.util
 import os
 import signal
@@ -17,6 +19,7 @@ from service.spec.flags import CONFIG_FLAG, NO_WARNINGS_FLAG
 from service.spec.job import JobSpec
 
 JOBS_MAIN = "jobs.main"
+_PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
 NEEDED = ("ray", "torch", "transformers", "peft")
 """Packages of the extra `jobs` without which nothing runs here."""
 
@@ -69,6 +72,10 @@ def wait_for(command: Sequence[str], environment: dict[str, str]) -> int:
     Returns:
         its exit code; 128 + N where signal N has ended it.
     """
+    import psutil  # comes with the packages of a job
+
+    ours = psutil.Process()
+    before = set(ours.children())
     child: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -78,14 +85,26 @@ def wait_for(command: Sequence[str], environment: dict[str, str]) -> int:
         if not (number == signal.SIGINT and _terminal_is_ours()):
             child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    _adopt_orphans(True)
     try:
         child = subprocess.Popen(command, env=environment)
         code = child.wait()
+        # A job that was killed leaves parts of its Ray behind, which would take a minute or two to notice.
+        for left in set(ours.children(recursive=True)) - before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
     finally:
-        for number, handler in before.items():
+        _adopt_orphans(False)
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
+
+
+def _adopt_orphans(on: bool) -> None:
+    """Have the system make us the parent of our descendants whose own parent ends (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
 
 
 def _terminal_is_ours() -> bool:

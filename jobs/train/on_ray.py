@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.markup import escape
 
-from jobs.cluster import DEATHS, Resources, StopFlag, as_user_error
+from jobs.cluster import DEATHS, Resources, StopFlag, as_user_error, root_cause
 from jobs.failures import GO_ON, explain
 from service.artifacts import CHECKPOINTS
 from service.errors import (
@@ -172,13 +172,8 @@ def _worker(config: dict[str, Any]) -> None:
 
 def cause_of(error: BaseException) -> WhisperJobsError:
     """What ended a group of workers. One worker's error makes the others fail in their collectives."""
-    if not isinstance(error, TrainingFailedError):
-        return as_user_error(error)  # Ray Train's controller itself
-    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", None) or {}
-    if not failures:
-        return as_user_error(getattr(error, "controller_failure", error))
-    raised = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
-    return as_user_error(min(raised, key=_weight))
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", None) or {0: error}
+    return as_user_error(min((failure for _, failure in sorted(failures.items())), key=_weight))
 
 
 def _weight(raised: BaseException) -> int:
@@ -187,7 +182,7 @@ def _weight(raised: BaseException) -> int:
     if not isinstance(error, JobFailedError):
         return 0
     if isinstance(error, WorkerLostError):
-        return 2 if isinstance(raised, DEATHS) else 5
+        return 2 if isinstance(root_cause(raised), DEATHS) else 5
     if isinstance(error, HungError):
         return 3
     return 4 if type(error) is JobFailedError else 1

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.cluster import Events, connected, require_resources, resources_for, run_task, unwrap
-from service.errors import Fault, InfeasibleError, JobFailedError, ManifestError
+from jobs.cluster import Events, as_user_error, connected, require_resources, resources_for, run_task, run_tasks
+from jobs.stopping import SIGNALS, StopSignals
+from service.errors import Fault, InfeasibleError, JobFailedError, ManifestError, WorkerLostError
 from service.spec.job import JobSpec
 
 pytestmark = pytest.mark.slow
@@ -21,14 +23,15 @@ FAULTS = [Fault("train.csv, line 3", "no such file", "/a.wav"), Fault("val.csv",
 @pytest.fixture(scope="module")
 def joined(cluster: str) -> Iterator[bool]:
     """This process as a driver on the cluster."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     os.environ["RAY_ADDRESS"] = cluster
     try:
-        with connected() as local:
+        with connected(StopSignals()) as local:
             yield local
     finally:
         del os.environ["RAY_ADDRESS"]
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def spec_of(**resources: Any) -> JobSpec:
@@ -81,12 +84,27 @@ def test_an_error_that_cannot_be_pickled_is_a_failed_job_too(joined: bool) -> No
         run_task(fail)
 
 
-def test_a_process_that_dies_is_a_lost_task(joined: bool) -> None:
+def test_a_task_whose_process_dies_each_time_is_given_up(joined: bool, tmp_path: Path) -> None:
     def die() -> None:
+        (tmp_path / str(os.getpid())).touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(JobFailedError, match="a task was lost"):
+    with pytest.raises(WorkerLostError, match="a process of the job died"):
         run_task(die)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_task_whose_process_dies_once_is_tried_again_and_the_others_are_not(joined: bool, tmp_path: Path) -> None:
+    def die_once(name: str) -> str:
+        calls = tmp_path / name
+        with open(calls, "a") as file:
+            file.write("x")
+        if name == "two" and calls.read_text() == "x":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return name
+
+    assert run_tasks(die_once, [("one",), ("two",), ("three",)]) == ["one", "two", "three"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one": "x", "two": "xx", "three": "x"}
 
 
 def test_events_of_all_processes_come_in_the_order_in_which_they_were_told(joined: bool) -> None:
@@ -137,6 +155,6 @@ def test_what_does_not_fit_on_the_nodes_is_named(joined: bool, asked: dict[str, 
 
 def test_an_error_of_ours_is_not_wrapped() -> None:
     error = ManifestError(FAULTS)
-    assert unwrap(error) is error
-    assert str(unwrap(ValueError("\n\n  two\nlines"))) == "ValueError: two"
-    assert str(unwrap(ValueError())) == "ValueError: no message"
+    assert as_user_error(error) is error
+    assert str(as_user_error(ValueError("\n\n  two\nlines"))) == "ValueError: two"
+    assert str(as_user_error(ValueError())) == "ValueError: no message"

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import environment
+from engine import environment, read_lines
 
-ROOT = Path(__file__).parents[2]
+from service.spec.job import JobSpec
+
+ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 280
 
 
@@ -39,18 +41,28 @@ class Finished:
         return json.loads(self.stderr.strip().split("\n")[-1])
 
 
-def command(*arguments: Any) -> list[str]:
-    """The command line of a job."""
-    return [sys.executable, "-m", "jobs.main", *map(str, arguments)]
+JOB = "jobs.main"
+CLI = "service.cli.main"
 
 
-def start(*arguments: Any, cluster: str | None = None, **options: Any) -> subprocess.Popen[str]:
+def command(*arguments: Any, program: str = JOB) -> list[str]:
+    """The command line of a job, or of the client."""
+    return [sys.executable, "-m", program, *map(str, arguments)]
+
+
+def start(
+    *arguments: Any,
+    cluster: str | None = None,
+    variables: dict[str, str] | None = None,
+    program: str = JOB,
+    **options: Any,
+) -> subprocess.Popen[str]:
     """Start a job on a cluster, or on a local Ray of its own."""
-    variables = environment() | ({"RAY_ADDRESS": cluster, "RAY_AUTH_MODE": "disabled"} if cluster else {})
+    address = {"RAY_ADDRESS": cluster, "RAY_AUTH_MODE": "disabled"} if cluster else {}
     return subprocess.Popen(
-        command(*arguments),
+        command(*arguments, program=program),
         cwd=ROOT,
-        env=variables,
+        env=environment() | address | (variables or {}),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -76,3 +88,30 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.02)
+
+
+def write(spec: JobSpec, folder: Path) -> Path:
+    """The spec as a file."""
+    path = folder / "spec.json"
+    path.write_text(spec.to_json())
+    return path
+
+
+def processes_of(session: int) -> list[str]:
+    """Command lines of the processes in a session that are still there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (process / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append((process / "cmdline").read_text().replace("\0", " ")[:100])
+        except OSError:
+            continue
+    return found
+
+
+def steps_of(root: Path, kind: str) -> list[int]:
+    """Steps of the events of one kind so far."""
+    path = root / "events.jsonl"
+    found = read_lines(path) if path.exists() else []
+    return [event["step"] for event in found if event["event"] == kind and "step" in event]
