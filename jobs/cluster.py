@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -41,8 +42,7 @@ DEATHS = (
 )
 """What Ray raises where a process or its node has gone."""
 
-_WAITING, _MOST_WAITING = "waiting", 10_000
-"""Calls of the EventLog that wait, each in a thread of its own; all others come one after the other."""
+_MOST_WORKERS = 10_000
 
 _TRIES = 4
 _POLL_S = 0.2
@@ -177,7 +177,6 @@ class EventLog:
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._result: Any = None
-        self._stop = threading.Event()
 
     def emit(self, event: dict[str, Any]) -> None:
         """Keep an event until it is taken."""
@@ -196,25 +195,31 @@ class EventLog:
         """What `put_result` was given last."""
         return self._result
 
-    def stop(self) -> None:
-        """Ask all workers to stop."""
-        self._stop.set()
 
-    @ray.method(concurrency_group=_WAITING)
-    def await_stop(self) -> None:
+class StopBell:
+    """Tells all workers to stop, as a Ray actor of coroutines: each worker waits in it, and threads would be too many."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    async def ring(self) -> None:
+        """Ask all workers to stop."""
+        self._rung.set()
+
+    async def wait(self) -> None:
         """Return when they are to stop."""
-        self._stop.wait()
+        await self._rung.wait()
 
 
 class StopFlag:
     """Whether the job was asked to stop, for a worker that asks often: one call waits for it beside the work.
 
     Args:
-        log: the job's EventLog actor.
+        bell: the job's StopBell actor.
     """
 
-    def __init__(self, log: Any) -> None:
-        self._asked = log.await_stop.remote()
+    def __init__(self, bell: Any) -> None:
+        self._asked = bell.wait.remote()
 
     def is_set(self) -> bool:
         """Whether it was. (Also where the driver has gone: this worker is about to go too.)"""
@@ -234,9 +239,10 @@ class Events:
         self._stop = threading.Event()
         self._heard: float | None = None
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # On the driver's node: the two live and die together.
-        options = {"num_cpus": 0, "scheduling_strategy": here, "concurrency_groups": {_WAITING: _MOST_WAITING}}
+        # On the driver's node: they live and die together.
+        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here}
         self.log: Any = ray.remote(**options)(EventLog).remote()
+        self.bell: Any = ray.remote(**options, max_concurrency=_MOST_WORKERS)(StopBell).remote()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="events")
         self._thread.start()
 

@@ -41,20 +41,20 @@ class Finished:
         return json.loads(self.stderr.strip().split("\n")[-1])
 
 
-JOB = "jobs.main"
-CLI = "service.cli.main"
+JOB = ("-m", "jobs.main")
+CLI = ("-c", "from service.cli.main import main; main()")
 
 
-def command(*arguments: Any, program: str = JOB) -> list[str]:
+def command(*arguments: Any, program: tuple[str, ...] = JOB) -> list[str]:
     """The command line of a job, or of the client."""
-    return [sys.executable, "-m", program, *map(str, arguments)]
+    return [sys.executable, *program, *map(str, arguments)]
 
 
 def start(
     *arguments: Any,
     cluster: str | None = None,
     variables: dict[str, str] | None = None,
-    program: str = JOB,
+    program: tuple[str, ...] = JOB,
     **options: Any,
 ) -> subprocess.Popen[str]:
     """Start a job on a cluster, or on a local Ray of its own."""

@@ -40,13 +40,14 @@ class RaySession:
 
     Args:
         log: the job's EventLog actor.
+        bell: its StopBell actor.
     """
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: Any, bell: Any) -> None:
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self._log = log
-        self._stop = StopFlag(log)
+        self._stop = StopFlag(bell)
 
     def report(self, metrics: dict[str, float]) -> None:
         """See Session."""
@@ -118,7 +119,7 @@ def _fit(job: Job, trainer: TorchTrainer) -> None:
                 raise StoppedError("stopped before the workers had begun. The same command goes on")
             told = True
             job.events.emit({"event": "notice", "text": "stopping with a checkpoint (Ctrl-C again: at once)"})
-            job.events.log.stop.remote()
+            job.events.bell.ring.remote()
         silent_s = job.events.silent_s
         if silent_s is not None and silent_s > job.spec.engine.timeout_s:
             raise HungError(f"the workers gave no sign of life for {silent_s:.0f} s (engine.timeout_s). {GO_ON}")
@@ -130,7 +131,7 @@ def _fit(job: Job, trainer: TorchTrainer) -> None:
 def _trainer(job: Job, config: dict[str, Any], resources: Resources) -> TorchTrainer:
     return TorchTrainer(
         _worker,
-        train_loop_config=config | {"log": job.events.log},
+        train_loop_config=config | {"log": job.events.log, "bell": job.events.bell},
         torch_config=TorchConfig(timeout_s=max(1, round(job.spec.engine.timeout_s))),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
@@ -150,7 +151,7 @@ def _trainer(job: Job, config: dict[str, Any], resources: Resources) -> TorchTra
 def _worker(config: dict[str, Any]) -> None:
     from jobs.train.loop import TrainTask, train
 
-    session = RaySession(config["log"])
+    session = RaySession(config["log"], config["bell"])
     session.emit({"event": "worker", "pid": os.getpid()})
     if not Path(config["splits"]["train"]).exists():
         where = ray.util.get_node_ip_address()

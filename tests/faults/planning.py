@@ -45,7 +45,7 @@ class Faults:
         (self.folder / "go").touch()
 
     def start(
-        self, *arguments: Any, local: bool = False, program: str = JOB, **variables: str
+        self, *arguments: Any, local: bool = False, program: tuple[str, ...] = JOB, **variables: str
     ) -> subprocess.Popen[str]:
         """Start a job on the cluster, or on a local Ray of its own."""
         cluster = None if local or program != JOB else self.address
