@@ -6,11 +6,10 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from engine import events, job, prepared, read_lines, run_engine, saved_adapter
+from engine import Run, events, job, prepared, read_lines, run_engine, saved_adapter
 from transformers import WhisperForConditionalGeneration
 
 from jobs.train.session import FolderSession
@@ -18,20 +17,6 @@ from service.errors import ManifestError, SpecError, VerificationError
 from service.spec.job import JobSpec
 
 STEPS = 14
-
-
-class Run:
-    """A finished training stage."""
-
-    def __init__(self, spec: JobSpec) -> None:
-        self.spec, self.root = spec, Path(spec.root)
-        self.result, self.session = run_engine(spec)
-
-    def steps(self) -> list[dict[str, Any]]:
-        return events(self.session, "step")
-
-    def adapter(self, step: int | None = None) -> dict[str, torch.Tensor]:
-        return saved_adapter(self.root / (f"checkpoints/checkpoint-{step}/adapter" if step else "adapter"))
 
 
 @pytest.fixture(scope="module")
