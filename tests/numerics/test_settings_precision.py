@@ -15,7 +15,7 @@ from engine import Call, Run, batch_of, job, logits_of, watched
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import WhisperForConditionalGeneration
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoder
 
 from jobs.adapter import attach
 from jobs.device import precision_of
@@ -24,8 +24,6 @@ from jobs.train.step import encoder_of
 from service.errors import SpecError
 from service.spec.checks import findings
 from service.spec.job import JobSpec
-
-GPU: dict[str, Any] = {"gpus_per_worker": 1}
 
 
 @contextmanager
@@ -224,3 +222,23 @@ class TestAttention:
         assert used["sdpa"] > 0
         assert used["eager"] == 0
         assert runs["eager"].steps("loss") == pytest.approx(runs["sdpa"].steps("loss"), rel=1e-5)
+
+
+@pytest.mark.setting("engine.gradient_checkpointing", "freeze_encoder")
+@pytest.mark.parametrize("freeze_encoder", [False, True])
+def test_gradient_checkpointing_computes_layers_again_and_changes_no_number(
+    tiny: Path, tones: Path, tmp_path: Path, freeze_encoder: bool
+) -> None:
+    runs, computed = {}, {}
+    for flag in (False, True):
+        settings = {"freeze_encoder": freeze_encoder, "use_dora": True, "lora_dropout": 0.2}
+        with watched(WhisperAttention) as calls:
+            runs[flag] = Run(
+                job(tiny, tones, tmp_path / str(flag), {"engine": {"gradient_checkpointing": flag}}, **settings)
+            )
+        # Scoring is done in inference mode; what is left are the steps.
+        computed[flag] = sum(not call.output[0].is_inference() for call in calls) / len(runs[flag].steps())
+    assert computed[False] == 2 + 4, "attentions of encoder and decoder, once per step"
+    assert computed[True] == (2 if freeze_encoder else 4) + 8, "and once more in the backward pass"
+    assert runs[True].steps("loss") == pytest.approx(runs[False].steps("loss"), rel=1e-6)
+    assert runs[True].steps("grad_norm") == pytest.approx(runs[False].steps("grad_norm"), rel=1e-5)
