@@ -6,21 +6,23 @@ import contextlib
 import functools
 import logging
 import os
-import signal
+import re
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from service.errors import InfeasibleError, JobFailedError, StoppedError, WhisperJobsError
+from jobs.failures import GO_ON, explain, first_line
+from jobs.stopping import StopSignals
+from service.errors import InfeasibleError, OutOfMemoryError, WhisperJobsError, WorkerLostError
 from service.spec.job import JobSpec
 
 Emit = Callable[[dict[str, Any]], None]
@@ -31,6 +33,15 @@ LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+DEATHS = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.RayActorError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+)
+"""What Ray raises where a process or its node has gone."""
+
+_TRIES = 4
 _POLL_S = 0.2
 _ANSWER_S = 10.0
 
@@ -49,8 +60,11 @@ class Resources:
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[bool]:
+def connected(signals: StopSignals) -> Iterator[bool]:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start a local Ray until this ends.
+
+    Args:
+        signals: takes the signals back from Ray, which sets a handler that ends the process without a word.
 
     Yields:
         whether Ray is a local one of our own.
@@ -68,16 +82,11 @@ def connected() -> Iterator[bool]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise InfeasibleError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from error
-    # Only now: Ray sets a handler of its own when it starts, which ends the process without a word.
-    signal.signal(signal.SIGTERM, _stopped)
+    signals.install()
     try:
         yield local
     finally:
         ray.shutdown()
-
-
-def _stopped(number: int, frame: FrameType | None) -> None:
-    raise StoppedError("stopped (SIGTERM); the same command goes on from the last checkpoint")
 
 
 def _require_answer(address: str) -> None:
@@ -165,6 +174,7 @@ class EventLog:
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._result: Any = None
+        self._stopping = False
 
     def emit(self, event: dict[str, Any]) -> None:
         """Keep an event until it is taken."""
@@ -183,6 +193,36 @@ class EventLog:
         """What `put_result` was given last."""
         return self._result
 
+    def stop(self) -> None:
+        """Ask all workers to stop."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Whether they are to stop."""
+        return self._stopping
+
+
+class StopFlag:
+    """Whether the job was asked to stop, for a worker that asks often: an answer is awaited beside its work.
+
+    Args:
+        log: the job's EventLog actor.
+    """
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._set = False
+        self._answer = log.stopping.remote()
+
+    def is_set(self) -> bool:
+        """The last answer that has come in."""
+        if self._set or not ray.wait([self._answer], timeout=0)[0]:
+            return self._set
+        with contextlib.suppress(ray.exceptions.RayError):  # the driver is gone, and we soon too
+            self._set = bool(ray.get(self._answer))
+        self._answer = self._log.stopping.remote()
+        return self._set
+
 
 class Events:
     """The job's events in the driver: each is stamped and handed to a function, in order.
@@ -195,7 +235,10 @@ class Events:
         self._show = show
         self._lock = threading.RLock()  # one event at a time, whichever thread hands it on
         self._stop = threading.Event()
-        self.log: Any = ray.remote(num_cpus=0)(EventLog).remote()
+        self._heard: float | None = None
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # On the driver's node: the two live and die together.
+        self.log: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(EventLog).remote()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="events")
         self._thread.start()
 
@@ -208,8 +251,20 @@ class Events:
     def flush(self) -> None:
         """Hand on what the workers have said so far."""
         with self._lock:
-            for event in ray.get(self.log.take.remote()):
+            events = ray.get(self.log.take.remote())
+            if events:
+                self._heard = time.monotonic()
+            for event in events:
                 self._hand_on(event)
+
+    def forget_signs_of_life(self) -> None:
+        """Begin to listen anew: a group of workers that is still being placed says nothing."""
+        self._heard = None
+
+    @property
+    def silent_s(self) -> float | None:
+        """Seconds since the workers' last event; None: they have not begun."""
+        return None if self._heard is None else time.monotonic() - self._heard
 
     def close(self) -> None:
         """Hand on the rest and stop."""
@@ -232,12 +287,38 @@ def run_task(function: Callable[..., Any], *arguments: Any, cpus: float = 1, gpu
 
     Raises:
         WhisperJobsError: as the function raised it.
-        JobFailedError: it died otherwise.
+        WorkerLostError: its process died, each time that it was tried.
     """
-    return await_tasks([remote_task(function, cpus=cpus, gpus=gpus).remote(*arguments)])[0]
+    return run_tasks(function, [arguments], cpus=cpus, gpus=gpus)[0]
 
 
-def remote_task(function: Callable[..., Any], *, cpus: float, gpus: float) -> Any:
+def run_tasks(
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: float = 0
+) -> list[Any]:
+    """Run a function as one Ray task per tuple of arguments; those whose process dies are tried again.
+
+    Raises:
+        WhisperJobsError: as one of them raised it.
+        WorkerLostError: the process of one died, each time that it was tried.
+    """
+    task = _task(function, cpus=cpus, gpus=gpus)
+    tasks = [task.remote(*arguments) for arguments in calls]
+    for tries_left in reversed(range(_TRIES)):
+        for index, arguments in enumerate(calls):
+            try:
+                ray.get(tasks[index])
+            except ray.exceptions.RayError as error:
+                failed = as_user_error(error)
+                if not isinstance(failed, WorkerLostError) or not tries_left:
+                    raise failed from error
+                tasks[index] = task.remote(*arguments)
+                break
+        else:
+            break
+    return list(ray.get(tasks))
+
+
+def _task(function: Callable[..., Any], *, cpus: float, gpus: float) -> Any:
     """A function as a Ray task whose errors come back whole: what the libraries raise may not survive pickling."""
 
     @functools.wraps(function)
@@ -247,39 +328,31 @@ def remote_task(function: Callable[..., Any], *, cpus: float, gpus: float) -> An
         except WhisperJobsError:
             raise
         except Exception as error:  # noqa: BLE001  # the task's outermost frame
-            failed = unwrap(error)
+            failed = explain(error)
             failed.add_note(traceback.format_exc())  # shown with --debug
             raise failed from None
 
+    # Ray's own retries would also repeat, for ever, a task that runs out of memory.
     return ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(call)
 
 
-def await_tasks(tasks: list[Any]) -> list[Any]:
-    """The results of Ray tasks.
-
-    Raises:
-        WhisperJobsError: as one of them raised it.
-        JobFailedError: one died otherwise.
-    """
-    try:
-        return list(ray.get(tasks))
-    except ray.exceptions.RayTaskError as error:
-        raise unwrap(error.cause if isinstance(error.cause, BaseException) else error) from error
-    except ray.exceptions.RayError as error:
-        raise JobFailedError(f"a task was lost ({_first_line(error)})") from error
-
-
-def unwrap(error: BaseException) -> WhisperJobsError:
-    """The error that the user should see: ours as it is, any other as a failed job with its type and message."""
-    if isinstance(error, WhisperJobsError):
-        return error
-    way_out = ""
-    if "out of memory" in str(error).lower() or isinstance(error, MemoryError | ray.exceptions.OutOfMemoryError):
-        way_out = "; lower training.per_dev_batch (and raise training.grad_accum) or evaluation.batch_size, or set "
-        way_out += "engine.gradient_checkpointing"
-    return JobFailedError(f"{type(error).__name__}: {_first_line(error)}{way_out}")
+def as_user_error(error: BaseException) -> WhisperJobsError:
+    """What Ray raised, as the user should see it."""
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return OutOfMemoryError(
+            f"Ray ended a worker because its node ran out of memory ({first_line(error)}); lower "
+            f"training.per_dev_batch or evaluation.batch_size, or give the workers more memory. {GO_ON}"
+        )
+    if isinstance(error, DEATHS):
+        return WorkerLostError(f"a process of the job died ({_death(error)}). {GO_ON}")
+    return explain(error)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().split("\n") if line.strip()]
-    return lines[0][:300] if lines else "no message"
+def _death(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    for pattern in (r"exit detail: ([^.]+)", r"due to ([^.]+)"):
+        if found := re.search(pattern, text):
+            return found.group(1)[:200]
+    return first_line(error)

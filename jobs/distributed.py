@@ -21,13 +21,13 @@ def barrier() -> None:
         dist.barrier()
 
 
-def sum_number(value: float, device: torch.device) -> float:
-    """The sum of a number over all workers, in float64."""
+def sum_numbers(values: Sequence[float], device: torch.device) -> list[float]:
+    """The sums of numbers over all workers, in float64."""
     if not together():
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return float(total)
+        return [float(value) for value in values]
+    totals = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(totals)
+    return [float(total) for total in totals]
 
 
 def gather(items: list[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from jobs import distributed
 from jobs.score import Scorer, Utterance, summarise
 from jobs.transcribe import shard, transcribe
-from service.errors import JobFailedError
+from service.errors import JobFailedError, StoppedError
 from service.spec.sections import EvaluationConfig
 from service.spec.text import TextRules
 
@@ -27,6 +27,7 @@ def evaluate(
     bootstrap: int | None = None,
     rules: TextRules | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Utterance], dict[str, Any]]:
     """Transcribe and score a split with all workers.
 
@@ -42,12 +43,16 @@ def evaluate(
         bootstrap: resamples, where other than the settings say.
         rules: the spec's `data.text`.
         progress: called with (rows done, rows); for the other workers, this one's pace is taken.
+        stopping: whether to stop; all workers do as soon as one is told so.
 
     Returns:
         every row's utterance in the order of the split, and the summary of `jobs.score.summarise`.
+
+    Raises:
+        StoppedError: a worker was told to stop.
     """
     rows = shard(dataset, rank, workers)
-    heard = transcribe(
+    hypotheses = transcribe(
         model,
         processor,
         dataset,
@@ -57,7 +62,16 @@ def evaluate(
         threads=threads,
         progress=lambda done: progress(min(done * workers, len(dataset)), len(dataset)),
     )
-    everything = sorted(distributed.gather([(item.row, item.text) for item in heard]))
+    heard, stopped = [], stopping()
+    while not stopped and (item := next(hypotheses, None)) is not None:
+        heard.append((item.row, item.text))
+        stopped = stopping()
+    hypotheses.close()
+    # Workers hear of a stop at different times, and must all leave by the same way.
+    shares = distributed.gather([(stopped, heard)])
+    if any(share[0] for share in shares):
+        raise StoppedError("stopped while a model was scored")
+    everything = sorted(pair for _, share in shares for pair in share)
     if [row for row, _ in everything] != list(range(len(dataset))):
         raise JobFailedError(f"evaluation: {len(everything)} transcripts of {len(dataset)} rows came back")
     scorer = Scorer(getattr(processor.tokenizer, "english_spelling_normalizer", None), rules)

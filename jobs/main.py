@@ -11,9 +11,9 @@ from pathlib import Path
 from service.errors import (
     EXIT_DONE,
     EXIT_INTERNAL,
-    EXIT_INTERRUPTED,
     Fault,
     InputError,
+    InterruptedByUserError,
     WhisperJobsError,
     failure_text,
 )
@@ -87,11 +87,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _show_failure(error: BaseException, *, as_json: bool) -> int:
     """Print an error for its reader; returns the exit code."""
     faults: list[Fault] = []
+    if isinstance(error, KeyboardInterrupt):
+        error = InterruptedByUserError("interrupted")
+    elif isinstance(error, OSError | MemoryError):
+        from jobs.failures import explain
+
+        error = explain(error)
     if isinstance(error, WhisperJobsError):
         message, code = str(error), error.exit_code
         faults = error.faults if isinstance(error, InputError) else []
-    elif isinstance(error, KeyboardInterrupt):
-        message, code = "interrupted; the same command goes on from the last checkpoint", EXIT_INTERRUPTED
     else:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         message = f"{reason}; this is a fault of whisper-jobs: run again with --debug for the traceback"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from jobs.adapter import load_adapter
 from jobs.batches import Batch, Loader
 from jobs.device import autocast, device_of, set_threads
 from jobs.evaluate import from_lines, to_lines
+from jobs.failures import inputs_that_were_there
 from jobs.model import Whisper, is_multilingual, load_whisper
 from jobs.score import Scorer, summarise
 from jobs.transcribe import shard, transcribe
@@ -32,7 +32,12 @@ PROOF_CLIPS = 200
 
 
 def merge(
-    spec: JobSpec, root: str, val: str, progress: Callable[[int, int], None] = lambda done, total: None
+    spec: JobSpec,
+    root: str,
+    val: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Write merged/ from the base and adapter/, and transcribe with it.
 
@@ -41,6 +46,7 @@ def merge(
         root: the run's root, with adapter/ in it.
         val: Arrow file of the validation rows.
         progress: called with (clips transcribed, clips).
+        revision: commit of the base model on the hub that the run began with.
 
     Returns:
         {"max_logit_difference", "max_logit_difference_after_cast", "clips_compared", "dtype", "artifact": {"wer",
@@ -52,7 +58,8 @@ def merge(
     """
     set_threads(spec)
     storage, rows, device = Storage(root), Dataset.from_file(val), device_of(spec)
-    whisper = load_whisper(spec.training.base_model)
+    with inputs_that_were_there():
+        whisper = load_whisper(spec.training.base_model, revision)
     tied = whisper.model.config.tie_word_embeddings  # PEFT clears it where merging takes the two apart
     batch = _compared_batch(spec, whisper, rows)
     model = load_adapter(whisper.model, storage.local(ADAPTER))
@@ -66,9 +73,8 @@ def merge(
         )
     if tied:
         _require_tied(merged)
-    with tempfile.TemporaryDirectory(prefix="whisper-jobs-") as scratch:
-        save_checkpoint(merged.to("cpu", whisper.stored_dtype), whisper.processor, Path(scratch), _language_of(rows))
-        storage.put_folder(Path(scratch), MERGED)
+    with storage.new_folder(MERGED) as folder:
+        save_checkpoint(merged.to("cpu", whisper.stored_dtype), whisper.processor, folder, _language_of(rows))
     del model, merged, whisper.model
     saved = load_whisper(str(storage.local(MERGED)))
     saved.model.to(device)

@@ -101,11 +101,12 @@ def load_dims(name: str) -> WhisperDims:
         return WhisperDims.from_config(WhisperConfig.from_pretrained(name).to_dict())
 
 
-def load_whisper(name: str, *, attention: str = "sdpa") -> Whisper:
+def load_whisper(name: str, revision: str | None = None, *, attention: str = "sdpa") -> Whisper:
     """Load a checkpoint into CPU memory, in float32.
 
     Args:
         name: hub id or local folder.
+        revision: commit on the hub; None: the newest, or a local folder.
         attention: implementation, as transformers names it.
 
     Raises:
@@ -114,12 +115,12 @@ def load_whisper(name: str, *, attention: str = "sdpa") -> Whisper:
     quiet_libraries()
     with _Reading(name):
         model, report = WhisperForConditionalGeneration.from_pretrained(
-            name, dtype="auto", attn_implementation=attention, output_loading_info=True
+            name, revision=revision, dtype="auto", attn_implementation=attention, output_loading_info=True
         )
         if missing := sorted(report["missing_keys"]):
             # transformers would fill them with random numbers and go on.
             raise ValueError(f"{len(missing)} of its weights are missing: {', '.join(missing[:3])}")
-        processor = WhisperProcessor.from_pretrained(name)
+        processor = WhisperProcessor.from_pretrained(name, revision=revision)
     stored = model.dtype
     # Checkpoints made before generation configs held the prompt; generate() takes language and task as arguments.
     model.generation_config.forced_decoder_ids = None

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from rich.markup import escape
 
-from jobs.cluster import Events, Resources, await_tasks, connected, remote_task, require_resources, run_task
+from jobs import tasks
+from jobs.cluster import Events, Resources, connected, require_resources, run_task, run_tasks
 from jobs.inputs import require_same_inputs
+from jobs.lock import sole_run
 from jobs.progress import Reporter
-from jobs.stages import Recorder, Stages, claim_root
+from jobs.publish import promotion_reasons, publish
+from jobs.stages import Recorder, Stages, claim_root, holds_run_of
+from jobs.stopping import StopSignals
 from service import artifacts
-from service.artifacts import BaseModelRecord, RunManifest
-from service.errors import JobFailedError
-from service.spec.checks import require_model
+from service.artifacts import BaseModelRecord
+from service.errors import JobFailedError, StoppedError
 from service.spec.job import JobSpec
 from service.storage import Storage
 
-REPORTED_PACKAGES = (
-    "whisper-jobs",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "ray",
-    "datasets",
-    "soundfile",
-    "soxr",
-)
+
+@dataclass(frozen=True)
+class Job:
+    """A job under way: what its stages need.
+
+    Args:
+        spec: the job, with the GPUs that its workers really get.
+        root: where its artifacts go.
+        stages: runs its stages.
+        events: takes what happens.
+        resources: what each worker asks for.
+        signals: what the user asks for meanwhile.
+        await_resources: waits until the cluster has room for the workers (again).
+    """
+
+    spec: JobSpec
+    root: Storage
+    stages: Stages
+    events: Events
+    resources: Resources
+    signals: StopSignals
+    await_resources: Callable[[], Resources]
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a task that computes as one worker does."""
+        return min(1.0, self.resources.gpus)
 
 
 def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, Any]:
@@ -48,25 +66,50 @@ def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, 
         WhisperJobsError: with the exit code of what went wrong.
     """
     root = Storage(spec.root)
-    claim_root(spec, root, overwrite=overwrite)
-    require_same_inputs(spec, root)
-    if root.exists(artifacts.MANIFEST):
+    signals = StopSignals()
+    signals.install()
+    root.local()  # a clear error for what this version cannot hold
+    if not overwrite and is_complete(spec, root):
         reporter.show({"event": "notice", "text": f"this job is complete already: {escape(root.path())}"})
         return dict(root.read_json(artifacts.METRICS))
+    with sole_run(root):
+        claim_root(spec, root, overwrite=overwrite)
+        require_same_inputs(spec, root)
+        return _run(spec, root, reporter, signals)
+
+
+def is_complete(spec: JobSpec, root: Storage) -> bool:
+    """Whether a run of this very job, on these very inputs, has ended here. Such a run is only read.
+
+    Raises:
+        InputError: it has, and its inputs have changed since.
+    """
+    if not root.exists(artifacts.MANIFEST) or not holds_run_of(spec, root):
+        return False
+    require_same_inputs(spec, root)
+    return True
+
+
+def _run(spec: JobSpec, root: Storage, reporter: Reporter, signals: StopSignals) -> dict[str, Any]:
     recorder = Recorder(root, reporter)
     if _is_temporary(root):
         text = "results go to a folder that Ray deletes with the job's working directory; give an absolute path or URI"
         recorder.take({"event": "notice", "text": f"[yellow]warning[/yellow]: {text} as outdir or storage.uri"})
     reporter.show({"event": "notice", "text": f"[bold]{spec.job_id}[/bold]  -> {escape(root.path())}"})
-    with connected() as local:
+    with connected(signals) as local:
         events = Events(recorder.take)
+
+        def tell(text: str) -> None:
+            events.emit({"event": "notice", "text": text})
+
+        def await_resources() -> Resources:
+            return require_resources(spec, local=local, tell=tell)
+
         try:
-            resources = require_resources(
-                spec, local=local, tell=lambda text: events.emit({"event": "notice", "text": text})
-            )
+            resources = await_resources()
             stages = Stages(root, events.emit)
-            work = {"train": _train_job, "evaluate": _evaluate_job}[spec.kind]
-            return work(with_gpus(spec, resources), root, stages, resources, events)
+            job = Job(with_gpus(spec, resources), root, stages, events, resources, signals, await_resources)
+            return {"train": _train_job, "evaluate": _evaluate_job}[spec.kind](job)
         except JobFailedError as error:
             events.flush()
             for text in recorder.tracebacks:
@@ -82,142 +125,96 @@ def with_gpus(spec: JobSpec, resources: Resources) -> JobSpec:
     return spec.model_copy(update={"resources": spec.resources.model_copy(update={"gpus_per_worker": resources.gpus})})
 
 
-def _train_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resources, events: Events) -> dict[str, Any]:
-    training, gpus = spec.training, min(1.0, resources.gpus)
+def _train_job(job: Job) -> dict[str, Any]:
+    spec, training, text = job.spec, job.spec.training, job.spec.to_json()
+    if training.fp16 or training.bf16 or spec.engine.attention == "flash_attention_2":
+        run_task(tasks.check_hardware, text, gpus=job.gpus)
     sources = {"train": str(training.train_csv), "val": str(training.val_csv)}
     if spec.data.dataset:
-        built = stages.run(
+        built = job.stages.run(
             "dataset",
             f"taking clips and transcripts from {spec.data.dataset}",
-            lambda: run_task(_dataset_task, spec.to_json(), root.uri, events.log),
+            lambda: run_task(tasks.build_dataset, text, job.root.uri, job.events.log),
         )
         sources = built["manifests"]
-    data = stages.run(
+    data = job.stages.run(
         "prepare",
         "checking every row of both manifests",
-        lambda: run_task(_prepare_task, spec.to_json(), root.uri, sources, training.base_model, events.log),
+        lambda: run_task(tasks.prepare_data, text, job.root.uri, sources, training.base_model, job.events.log),
     )
-    base = BaseModelRecord.model_validate(
-        stages.run("describe", "hashing the base model", lambda: run_task(_describe_task, training.base_model))
-    )
-    _warn_of_data(spec, data, events)
-    workers = {0: "in this process", 1: "1 worker"}.get(resources.workers, f"{resources.workers} workers")
-    trained = stages.run(
+    base = _describe(job, "the base model", training.base_model)
+    _warn_of_data(job, data)
+    workers = job.resources.workers
+    trained = job.stages.run(
         "train",
-        f"{workers}; scoring the base model first",
-        lambda: _train(spec, root, resources, events),
+        f"{ {0: 'in this process', 1: '1 worker'}.get(workers, f'{workers} workers') }; scoring the base model first",
+        lambda: _train(job, base.revision),
     )
     metrics: dict[str, Any] = {"job_id": spec.job_id, "base": trained["base"], "tuned": trained["tuned"]}
     metrics |= {"adapter": trained["adapter"], "training": trained["training"], "artifacts": {}}
     if training.merge_lora:
-        merged = stages.run(
+        call = (text, job.root.uri, base.revision, job.events.log)
+        merged = job.stages.run(
             "merge",
             "merging in float32, comparing logits, transcribing with the merged model",
-            lambda: run_task(_merge_task, spec.to_json(), root.uri, events.log, cpus=resources.cpus, gpus=gpus),
+            lambda: run_task(tasks.merge_adapter, *call, cpus=job.resources.cpus, gpus=job.gpus),
         )
         metrics["artifacts"]["hf"] = merged.pop("artifact")
         metrics["merge"] = merged
     reasons = promotion_reasons(metrics)
-    metrics |= {"promoted": not reasons, "promotion_reasons": reasons}
-    _publish(spec, root, stages, metrics, data, base)
+    metrics |= {"promoted": not reasons, "promotion_reasons": reasons, "seconds": job.stages.all_seconds()}
+    publish(spec, job.root, metrics, data, base)
     return metrics
 
 
-def _evaluate_job(spec: JobSpec, root: Storage, stages: Stages, resources: Resources, events: Events) -> dict[str, Any]:
-    model = run_task(_resolve_task, spec.evaluation.model)
-    data = stages.run(
+def _evaluate_job(job: Job) -> dict[str, Any]:
+    spec, text = job.spec, job.spec.to_json()
+    model = run_task(tasks.resolve_scored_model, spec.evaluation.model)
+    splits = {"val": str(spec.evaluation.csv)}
+    data = job.stages.run(
         "prepare",
         "checking every row",
-        lambda: run_task(
-            _prepare_task, spec.to_json(), root.uri, {"val": str(spec.evaluation.csv)}, model["base"], events.log
-        ),
+        lambda: run_task(tasks.prepare_data, text, job.root.uri, splits, model["base"], job.events.log),
     )
-    _warn_of_data(spec, data, events)
-    scored = stages.run(
-        "evaluate",
-        f"transcribing with {spec.evaluation.model}",
-        lambda: _evaluate(spec, root, model, resources, events),
-    )
-    base = BaseModelRecord.model_validate(
-        stages.run("describe", "hashing the model", lambda: run_task(_describe_task, model["base"]))
-    )
-    metrics = {"job_id": spec.job_id, "model": scored}
-    _publish(spec, root, stages, metrics, data, base)
+    _warn_of_data(job, data)
+    scored = job.stages.run("evaluate", f"transcribing with {spec.evaluation.model}", lambda: _evaluate(job, model))
+    base = _describe(job, "the model", model["base"])
+    metrics = {"job_id": spec.job_id, "model": scored, "seconds": job.stages.all_seconds()}
+    publish(spec, job.root, metrics, data, base)
     return metrics
 
 
-def promotion_reasons(metrics: dict[str, Any]) -> list[str]:
-    """Why the tuned model should not take the base model's place; empty where it should."""
-    base, tuned = metrics["base"]["wer"], metrics["tuned"]["wer"]
-    reasons = []
-    if tuned >= base:
-        reasons.append(f"its WER, {tuned:.1%}, is not below the base model's, {base:.1%}")
-    return reasons
+def _describe(job: Job, what: str, model: str) -> BaseModelRecord:
+    found = job.stages.run("describe", f"hashing {what}", lambda: run_task(tasks.describe_model, model))
+    return BaseModelRecord.model_validate(found)
 
 
-def _train(spec: JobSpec, root: Storage, resources: Resources, events: Events) -> dict[str, Any]:
+def _train(job: Job, revision: str | None) -> dict[str, Any]:
     from jobs.prepare import split_file
-    from jobs.train.on_ray import train_on_ray
 
-    splits = {name: str(root.local(split_file(name))) for name in ("train", "val")}
-    if resources.workers == 0:
-        from jobs.train.loop import TrainTask, train
-        from jobs.train.session import FolderSession
+    splits = {name: str(job.root.local(split_file(name))) for name in ("train", "val")}
+    if job.resources.workers:
+        from jobs.train.on_ray import train_on_ray
 
-        folder = root.local(f"{artifacts.CHECKPOINTS}/{spec.sha256[:16]}")
-        session = FolderSession(folder, spec.engine.keep_checkpoints, events.emit)
-        return train(TrainTask(spec, splits["train"], splits["val"], root.path()), session)
-    return train_on_ray(spec, root.path(), splits, resources, events.log)
+        return train_on_ray(job, splits, revision)
+    from jobs.train.loop import TrainTask, train
+    from jobs.train.session import LocalSession
+
+    session = LocalSession(job.events.emit, stopping=lambda: job.signals.asked)
+    task = TrainTask(job.spec, splits["train"], splits["val"], job.root.path(), revision)
+    try:
+        with job.signals.gracefully():
+            return train(task, session)
+    except StoppedError as error:
+        raise job.signals.error(str(error)) from error
 
 
-def _evaluate(
-    spec: JobSpec, root: Storage, model: dict[str, Any], resources: Resources, events: Events
-) -> dict[str, Any]:
+def _evaluate(job: Job, model: dict[str, Any]) -> dict[str, Any]:
     from jobs.score_model import collect, score_shard
 
-    task = remote_task(score_shard, cpus=resources.cpus, gpus=resources.gpus)
-    shards = max(1, resources.workers)
-    tasks = [task.remote(spec.to_json(), root.path(), model, rank, shards, events.log) for rank in range(shards)]
-    return collect(spec, root, await_tasks(tasks))
-
-
-def _publish(
-    spec: JobSpec, root: Storage, stages: Stages, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord
-) -> None:
-    """Write metrics.json, the card and, last of all, manifest.json."""
-    metrics["seconds"] = stages.seconds | {"total": round(sum(stages.seconds.values()), 3)}
-    root.write_json(artifacts.METRICS, metrics)
-    if spec.kind == "train":
-        from jobs.card import model_card
-
-        for folder in ("", artifacts.ADAPTER, *([artifacts.MERGED] if spec.training.merge_lora else [])):
-            card = model_card(spec, metrics, data, base, folder)
-            root.write_text(f"{folder}/{artifacts.CARD}".lstrip("/"), card)
-    rates = {name: metrics[name]["wer"] for name in ("base", "tuned", "model") if name in metrics}
-    manifest = RunManifest(
-        job_id=spec.job_id,
-        kind=spec.kind,
-        spec_sha256=spec.sha256,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=versions(),
-        base=base,
-        data=data,
-        wer=rates | {name: value["wer"] for name, value in metrics.get("artifacts", {}).items()},
-        promoted=metrics.get("promoted"),
-        files=artifacts.file_records(root),
-    )
-    root.write_text(artifacts.MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Python's and the libraries' versions."""
-    found = {"python": platform.python_version()}
-    for name in REPORTED_PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
+    shards, spec = max(1, job.resources.workers), job.spec.to_json()
+    calls = [(spec, job.root.path(), model, rank, shards, job.events.log) for rank in range(shards)]
+    return collect(job.spec, job.root, run_tasks(score_shard, calls, cpus=job.resources.cpus, gpus=job.resources.gpus))
 
 
 def _is_temporary(root: Storage) -> bool:
@@ -225,64 +222,15 @@ def _is_temporary(root: Storage) -> bool:
     return root.is_local and "/runtime_resources/working_dir_files/" in root.path()
 
 
-def _warn_of_data(spec: JobSpec, data: dict[str, Any], events: Events) -> None:
+def _warn_of_data(job: Job, data: dict[str, Any]) -> None:
     warnings = []
     if both := data["sentences_in_both"]:
         warnings.append(f"{both} sentences are in both train and validation data: the WER will look better than it is")
-    longest, room = data["val"]["longest_tokens"], spec.evaluation.max_new_tokens
+    longest, room = data["val"]["longest_tokens"], job.spec.evaluation.max_new_tokens
     if longest > room:
         warnings.append(
             f"the longest validation text has {longest} tokens, and evaluation.max_new_tokens cuts transcripts at "
             f"{room}: what is cut counts as deleted words"
         )
     for text in warnings:
-        events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {text}"})
-
-
-# What runs as a Ray task. Specs travel as JSON; heavy imports happen there, not in the driver.
-
-
-def _prepare_task(spec: str, root: str, splits: dict[str, str], model: str, log: Any) -> dict[str, Any]:
-    from jobs.model import load_dims
-    from jobs.prepare import prepare
-
-    job = JobSpec.model_validate_json(spec)
-    if job.kind == "train":
-        # A hub model's modules are known only here: the same checks as `validate` makes for one that is at hand.
-        require_model(job, load_dims(model))
-
-    def progress(split: str, rows: int) -> None:
-        log.emit.remote({"event": "rows", "split": split, "rows": rows})
-
-    return prepare(job, root, splits, model, progress)
-
-
-def _dataset_task(spec: str, root: str, log: Any) -> dict[str, Any]:
-    from jobs.manifest.from_spec import build_from_dataset
-
-    def progress(rows: int) -> None:
-        log.emit.remote({"event": "rows", "split": "dataset", "rows": rows})
-
-    return build_from_dataset(JobSpec.model_validate_json(spec), Storage(root).local(artifacts.DATASET), progress)
-
-
-def _merge_task(spec: str, root: str, log: Any) -> dict[str, Any]:
-    from jobs.merge import merge
-    from jobs.prepare import split_file
-
-    def progress(done: int, total: int) -> None:
-        log.emit.remote({"event": "transcribed", "what": "merged", "done": done, "total": total})
-
-    return merge(JobSpec.model_validate_json(spec), root, str(Storage(root).local(split_file("val"))), progress)
-
-
-def _describe_task(model: str) -> dict[str, Any]:
-    from jobs.model import describe_base
-
-    return describe_base(model).model_dump()
-
-
-def _resolve_task(model: str) -> dict[str, Any]:
-    from jobs.score_model import resolve_model
-
-    return resolve_model(model)
+        job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {text}"})

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from rich.markup import escape
+
 from jobs.progress import Reporter
 from service import artifacts
-from service.errors import Fault, InputError
+from service.errors import Fault, InputError, NotFoundError
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -35,12 +37,12 @@ OURS = (
 
 
 def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
-    """Make a root the place of this job: new, or a run of the same spec to go on with.
+    """Make a root the place of this job: new, or a run of the same spec to go on with. The caller holds its lock.
 
     Raises:
         InputError: it holds a run of another spec, or files that are no run's, and there is no word to overwrite it.
     """
-    root.local()  # a clear error for what this version cannot hold
+    root.sweep()
     if overwrite and root.exists(artifacts.SPEC):
         for name in OURS:
             root.remove(name)
@@ -83,6 +85,14 @@ def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
         ) from error
 
 
+def holds_run_of(spec: JobSpec, root: Storage) -> bool:
+    """Whether the root's spec is this one."""
+    try:
+        return JobSpec.model_validate(root.read_json(artifacts.SPEC)).sha256 == spec.sha256
+    except (ValueError, NotFoundError):
+        return False
+
+
 def has_begun(root: Storage) -> bool:
     """Whether a run has got past the check of its data: before that, a mended spec or manifest is simply taken."""
     return root.exists(f"{STAGES}/{FIRST_STAGE}.json")
@@ -111,6 +121,7 @@ class Recorder:
     def __init__(self, root: Storage, reporter: Reporter) -> None:
         self._path = root.local(artifacts.EVENTS)
         self._reporter = reporter
+        self._lost = False
         self.tracebacks: list[str] = []
 
     def take(self, event: dict[str, Any]) -> None:
@@ -121,8 +132,15 @@ class Recorder:
         # What only moves a bar is not kept.
         if event["event"] not in ("transcribed", "rows") and event.get("logged", True):
             kept = {key: value for key, value in event.items() if key != "logged"}
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+            try:
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+            except OSError as error:  # the job itself ends on it where it writes what it needs
+                if not self._lost:
+                    reason = error.strerror or str(error)
+                    text = f"[yellow]warning[/yellow]: {escape(str(self._path))} cannot be written ({reason})"
+                    self._reporter.show({"event": "notice", "text": text})
+                self._lost = True
 
 
 class Stages:
@@ -136,6 +154,10 @@ class Stages:
     def __init__(self, root: Storage, emit: Callable[[dict[str, Any]], None]) -> None:
         self._root, self._emit = root, emit
         self.seconds: dict[str, float] = {}
+
+    def all_seconds(self) -> dict[str, float]:
+        """Seconds of each stage, and their total."""
+        return self.seconds | {"total": round(sum(self.seconds.values()), 3)}
 
     def run(self, stage: str, text: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a stage, or read the result that it left before.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,7 @@ def transcribe(
     multilingual: bool,
     threads: int = 2,
     progress: Callable[[int], None] = lambda done: None,
-) -> Iterator[Hypothesis]:
+) -> Generator[Hypothesis]:
     """Transcribe rows in the order given (sort them by length: a batch decodes until its longest text has ended).
 
     Args:

@@ -5,13 +5,20 @@
     │   ├── SpecError                   faults of a job spec or a flag
     │   └── ManifestError               faults of a CSV or of the audio that it names
     ├── JobFailedError              3   the job ran and failed
-    ├── StoppedError                4   the job was asked to stop, and did
+    │   ├── StorageError               11   results cannot be written: a full disk, a read-only or forbidden folder
+    │   ├── OutOfMemoryError           12   a worker ran out of memory
+    │   ├── DivergedError              13   a loss or gradient is not a finite number
+    │   ├── HungError                  14   a worker gave no sign of life
+    │   ├── InputLostError             15   audio or a model that the job had checked is gone
+    │   └── WorkerLostError            16   a worker process died, more often than resources.max_failures
+    ├── StoppedError                4   the job was asked to stop (SIGTERM, SIGHUP), and did
+    │   └── InterruptedByUserError    130   the same, by Ctrl-C
     ├── NotFoundError               5   no such run, artifact or model
     ├── NotFinishedError            6   the run has no manifest.json yet
     ├── InfeasibleError             9   the machine or cluster cannot hold the job
     └── VerificationError          10   a result did not pass its proof: hashes, merge bound, coverage
 
-0 is success, 1 a fault of whisper-jobs itself, 130 an interruption by the user. Codes 7 (unauthorised) and 8
+0 is success, 1 a fault of whisper-jobs itself. Codes 7 (unauthorised) and 8
 (unreachable) belong to the commands that talk to a cluster.
 All of them survive pickling, since they cross process borders in Ray.
 """
@@ -94,10 +101,52 @@ class JobFailedError(WhisperJobsError):
     exit_code = 3
 
 
+class StorageError(JobFailedError):
+    """Results cannot be written."""
+
+    exit_code = 11
+
+
+class OutOfMemoryError(JobFailedError):
+    """A worker ran out of memory."""
+
+    exit_code = 12
+
+
+class DivergedError(JobFailedError):
+    """A loss or a gradient is not a finite number."""
+
+    exit_code = 13
+
+
+class HungError(JobFailedError):
+    """A worker gave no sign of life for too long."""
+
+    exit_code = 14
+
+
+class InputLostError(JobFailedError):
+    """Audio or a model that the job had checked is gone."""
+
+    exit_code = 15
+
+
+class WorkerLostError(JobFailedError):
+    """A process of the job died: the one failure after which the job goes on by itself."""
+
+    exit_code = 16
+
+
 class StoppedError(WhisperJobsError):
     """The job was asked to stop, and did."""
 
     exit_code = 4
+
+
+class InterruptedByUserError(StoppedError):
+    """The user stopped the job with Ctrl-C."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class NotFoundError(WhisperJobsError):

@@ -5,6 +5,7 @@ Local paths are written aside and renamed, so that no half-written file is ever 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,9 @@ from service.errors import InputError, NotFoundError
 CHUNK = 1 << 20
 PRIVATE_PREFIX = ".wj-"
 """Names that begin so are work in progress: never listed, never part of a result."""
+
+LOCK = f"{PRIVATE_PREFIX}lock"
+"""Held by the one run that may write under a root."""
 
 
 class Storage:
@@ -104,21 +108,61 @@ class Storage:
         """Write a JSON file, indented, keys in the order given."""
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
-    def put_folder(self, source: Path, name: str) -> None:
-        """Replace the folder `name` by a copy of `source`; on a local root the change is a rename."""
+    @contextlib.contextmanager
+    def new_folder(self, name: str) -> Iterator[Path]:
+        """An empty folder to fill; when that has been done without an error it becomes the folder `name`, whole.
+
+        On a local root it lies beside its final place, is flushed to the disk and renamed. What stood under that name
+        is replaced.
+        """
         if not self.is_local:
-            self._fs.put(f"{source}/", f"{self._root}/{name}/", recursive=True)
+            with tempfile.TemporaryDirectory(prefix="whisper-jobs-") as scratch:
+                yield Path(scratch)
+                self._fs.put(f"{scratch}/", f"{self._root}/{name}/", recursive=True)
             return
         target = self.local(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=PRIVATE_PREFIX))
         try:
-            shutil.copytree(source, aside / "new")
+            (aside / "new").mkdir()
+            yield aside / "new"
+            for path in (aside / "new").rglob("*"):
+                _flush(path)
             if target.exists():
                 target.rename(aside / "old")
             (aside / "new").rename(target)
+            _flush(target.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+    def put_folder(self, source: Path, name: str) -> None:
+        """Replace the folder `name` by a copy of `source`."""
+        with self.new_folder(name) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+
+    def folders(self, name: str) -> list[str]:
+        """Names of the folders in the folder `name`, work in progress left out; none where there is no such folder."""
+        path = f"{self._root}/{name}"
+        if not self._fs.isdir(path):
+            return []
+        found = [
+            entry["name"].rstrip("/").rsplit("/", 1)[-1]
+            for entry in self._fs.ls(path, detail=True)
+            if entry["type"] == "directory"
+        ]
+        return sorted(name for name in found if not name.startswith(PRIVATE_PREFIX))
+
+    def sweep(self) -> None:
+        """Delete what writers that were killed have left half-done; only while no other writer is at work."""
+        if not self.is_local:
+            return
+        for path in sorted(self.local().rglob(f"{PRIVATE_PREFIX}*")):
+            if path.name == LOCK:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """Delete a file or folder if it is there."""
@@ -146,6 +190,15 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a local file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or a folder's names to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -23,7 +23,7 @@ from jobs.audio import SAMPLE_RATE_HZ
 from jobs.merge import merge
 from jobs.prepare import prepare, split_file
 from jobs.train.loop import TrainTask, train
-from jobs.train.session import FolderSession
+from jobs.train.session import LocalSession
 from service.spec.job import JobSpec
 
 TINY_WINDOW_S = 2
@@ -112,13 +112,18 @@ def prepared(spec: JobSpec) -> TrainTask:
     return TrainTask(spec, *(f"{spec.root}/{split_file(name)}" for name in splits), root=spec.root)
 
 
-def run_engine(spec: JobSpec, keep: int = 100) -> tuple[dict[str, Any], FolderSession]:
+def run_engine(spec: JobSpec, keep: int = 100) -> tuple[dict[str, Any], LocalSession]:
     """The whole training stage in this process."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)  # a worker's process trains once; this one many times
-    session = FolderSession(Path(spec.root) / "checkpoints", keep=keep)
-    return train(prepared(spec), session), session
+    session = LocalSession()
+    return train(prepared(keeping(spec, keep)), session), session
+
+
+def keeping(spec: JobSpec, checkpoints: int) -> JobSpec:
+    """The spec with as many checkpoints kept."""
+    return spec.model_copy(update={"engine": spec.engine.model_copy(update={"keep_checkpoints": checkpoints})})
 
 
 class Run:
@@ -184,7 +189,7 @@ def watched(kind: type[torch.nn.Module]) -> Iterator[list[Call]]:
         kind.forward = forward  # type: ignore[method-assign]
 
 
-def events(session: FolderSession, kind: str) -> list[dict[str, Any]]:
+def events(session: LocalSession, kind: str) -> list[dict[str, Any]]:
     """A session's events of one kind."""
     return [event for event in session.events if event["event"] == kind]
 

@@ -30,6 +30,8 @@ class Progress:
     """How far a run has come."""
 
     step: int = 0
+    evaluated: int = 0
+    """The last step whose evaluation is done: a run may be stopped between a step and its evaluation."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry per evaluation: step, wer, cer."""
     best_step: int | None = None
@@ -94,7 +96,8 @@ def write_checkpoint(
         "parts": {name: part.state_dict() for name, part in parts.items() if part is not None},
         "random": random_states_by_rank,
     }
-    torch.save(state, folder / STATE)
+    with open(folder / STATE, "wb") as file:  # given a path, torch reports a full disk as a fault of its own
+        torch.save(state, file)
 
 
 def read_checkpoint(

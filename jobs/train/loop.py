@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from datasets import Dataset
@@ -27,7 +27,8 @@ from jobs.adapter import (
 from jobs.augment import Augmenter
 from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
 from jobs.evaluate import evaluate, from_lines, to_lines
-from jobs.model import load_whisper
+from jobs.failures import inputs_that_were_there
+from jobs.model import Whisper, load_whisper
 from jobs.score import summarise
 from jobs.train.checkpoint import (
     Progress,
@@ -40,8 +41,9 @@ from jobs.train.checkpoint import (
 from jobs.train.runtime import Runtime, make_runtime
 from jobs.train.session import Session
 from jobs.train.step import forward_loss
+from jobs.train.store import CheckpointStore
 from service.artifacts import ADAPTER, BASE_LINES, TUNED_LINES
-from service.errors import JobFailedError
+from service.errors import DivergedError, StoppedError
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -54,6 +56,8 @@ class TrainTask:
     train: str
     val: str
     root: str
+    revision: str | None = None
+    """Commit of the base model on the hub that the run began with."""
 
 
 def train(task: TrainTask, session: Session) -> dict[str, Any]:
@@ -66,7 +70,9 @@ def train(task: TrainTask, session: Session) -> dict[str, Any]:
 
     Raises:
         SpecError: the settings do not fit the model or the hardware.
-        JobFailedError: the loss is not a finite number.
+        StoppedError: the job was asked to stop; a checkpoint of the last step is kept.
+        DivergedError: the loss is not a finite number.
+        InputLostError: a clip or the base model has gone.
         VerificationError: an adapter did not learn.
     """
     return Trainer(task, session).run()
@@ -77,7 +83,7 @@ class Trainer:
 
     def __init__(self, task: TrainTask, session: Session) -> None:
         self.spec, self.session, self.storage = task.spec, session, Storage(task.root)
-        self.settings = task.spec.training
+        self.settings, self.revision = task.spec.training, task.revision
         self.runtime: Runtime = make_runtime(task.spec, self.storage, session)
         self.train_set, self.val_set = Dataset.from_file(task.train), Dataset.from_file(task.val)
         self.schedule = Schedule(
@@ -88,16 +94,20 @@ class Trainer:
             seed=self.settings.seed,
         )
         self.steps = self.schedule.steps_per_epoch * self.settings.epochs
+        self.checkpoints = CheckpointStore(self.storage, task.spec.engine.keep_checkpoints, self._notice)
+        self.kept_step = 0
         self.progress = Progress()
+        self.window, self.whole = Window(), Window()
         self.best: dict[str, Tensor] | None = None
 
     def run(self) -> dict[str, Any]:
         """The whole run; see `train`."""
         seed_everything(self.settings.seed)
-        self.whisper = load_whisper(self.settings.base_model, attention=self.spec.engine.attention)
+        self.whisper = self._load_base()
         self.whisper.model.to(self.runtime.device)
         base = self._score_base()
         self._prepare_training()
+        self._evaluate_if_due()  # a run may have been stopped between a step and its evaluation
         for batches in self._batches():
             self._step(batches)
         self.runtime.finish()
@@ -112,11 +122,15 @@ class Trainer:
                 "effective_batch": self.schedule.effective_batch,
                 "best_step": self.progress.best_step,
                 "history": self.progress.history,
-                "clips_per_s": round(self.whole.clips_per_s, 3),
+                "clips_per_s": self.whole.clips_per_s,
                 "precision": self.runtime.precision,
                 "device": self.runtime.device_name,
             },
         }
+
+    def _load_base(self) -> Whisper:
+        with inputs_that_were_there():
+            return load_whisper(self.settings.base_model, self.revision, attention=self.spec.engine.attention)
 
     # The way in: base score, adapters, optimizer, checkpoint.
 
@@ -156,9 +170,7 @@ class Trainer:
         )
         # Each worker drops out its own units; the seed of the order of rows is not touched by this.
         seed_everything(self.settings.seed + 1_000_003 * self.session.rank)
-        with self.session.resume_from() as folder:
-            if folder is not None:
-                self.progress, self.best = read_checkpoint(folder, self.model, self._parts(), self.session.rank)
+        self._resume()
         trainable = sum(parameter.numel() for parameter in self.parameters)
         self.session.emit(
             {
@@ -173,6 +185,15 @@ class Trainer:
             }
         )
 
+    def _resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one; one worker looks, as above."""
+        found = self.checkpoints.newest() if self.session.rank == 0 else None
+        step = distributed.gather([found])[0]
+        if step is not None:
+            folder = self.checkpoints.folder(step)
+            self.progress, self.best = read_checkpoint(folder, self.model, self._parts(), self.session.rank)
+            self.kept_step = step
+
     def _parts(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.runtime.scaler}
 
@@ -180,14 +201,19 @@ class Trainer:
 
     def _batches(self) -> Iterator[list[Batch]]:
         self.model.train()
-        self.window, self.whole = Window(), Window()
-        yield from self.loader.steps(self.schedule, self.session.rank, self.progress.step, self.steps)
+        for window in (self.window, self.whole):
+            window.restart()
+        with inputs_that_were_there():
+            yield from self.loader.steps(self.schedule, self.session.rank, self.progress.step, self.steps)
 
     def _step(self, batches: list[Batch]) -> None:
-        loss = self._gradients(batches)
+        tokens, stops = distributed.sum_numbers([label_tokens(batches), self.session.stopping()], self.runtime.device)
+        if stops:
+            self._stop()
+        loss = self._gradients(batches, tokens)
         norm = self.runtime.clip(self.parameters, self.optimizer, self.spec.engine.max_grad_norm)
         if self.runtime.scaler is None and not math.isfinite(norm):
-            raise JobFailedError(self._diverged(f"the gradient's norm is {norm}"))
+            raise DivergedError(self._diverged(f"the gradient's norm is {norm}"))
         rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         if not self.runtime.skipped(self.optimizer):
@@ -197,15 +223,24 @@ class Trainer:
         for window in (self.window, self.whole):
             window.add(loss, self.schedule, self.progress.step)
         self._log(norm, rate)
-        step, last = self.progress.step, self.progress.step == self.steps
-        if step % self.settings.eval_steps == 0 or last:
-            self._evaluate_now()
-        elif step % self.settings.save_steps == 0:
+        if not self._evaluate_if_due() and self.progress.step % self.settings.save_steps == 0:
             self._save()
 
-    def _gradients(self, batches: list[Batch]) -> float:
-        """Forward and backward; the loss is the mean over the label tokens of all workers and passes."""
-        tokens = distributed.sum_number(label_tokens(batches), self.runtime.device)
+    def _stop(self) -> NoReturn:
+        """Leave the training with a checkpoint of what was done."""
+        if self.progress.step > self.kept_step:
+            self._save()
+        step = self.kept_step
+        where = f"at step {step} of {self.steps}; its checkpoint is kept" if step else "before the first step"
+        raise StoppedError(f"stopped {where}. The same command goes on from there")
+
+    def _gradients(self, batches: list[Batch], tokens: float) -> float:
+        """Forward and backward; the loss is the mean over the label tokens of all workers and passes.
+
+        Args:
+            batches: this worker's forward passes.
+            tokens: label tokens of all workers.
+        """
         loss = 0.0
         for batch in batches:
             with self.runtime.autocast():
@@ -213,9 +248,9 @@ class Trainer:
             part = part / tokens
             loss += float(part.detach())
             self.runtime.backward(part)
-        loss = distributed.sum_number(loss, self.runtime.device)
+        (loss,) = distributed.sum_numbers([loss], self.runtime.device)
         if not math.isfinite(loss):
-            raise JobFailedError(self._diverged(f"the loss is {loss}"))
+            raise DivergedError(self._diverged(f"the loss is {loss}"))
         distributed.sum_gradients(self.parameters)
         return loss
 
@@ -248,20 +283,31 @@ class Trainer:
             self.runtime.log(known, step)
             self.window = Window()
 
-    def _evaluate_now(self) -> None:
-        _, summary = self._evaluate(self.model, "validation", 0)
-        step, wer = self.progress.step, summary["wer"]
+    def _evaluate_if_due(self) -> bool:
+        """Evaluate every eval_steps steps and at the end; each evaluation leaves a checkpoint."""
+        step = self.progress.step
+        due = step > 0 and (step % self.settings.eval_steps == 0 or step == self.steps)
+        if not due or self.progress.evaluated == step:
+            return False
+        try:
+            _, summary = self._evaluate(self.model, "validation", 0)
+        except StoppedError:
+            self._stop()
+        wer = summary["wer"]
         better = self.progress.best_wer is None or wer < self.progress.best_wer
         if better and step >= self.first_learning_step:
             self.progress.best_wer, self.progress.best_step, self.best = wer, step, adapter_state(self.model)
         self.progress.history.append({"step": step, "wer": wer, "cer": summary["cer"]})
+        self.progress.evaluated = step
         self.session.emit({"event": "evaluation", "step": step, "wer": wer, "cer": summary["cer"]})
         self.runtime.log({"eval/wer": wer, "eval/cer": summary["cer"]}, step)
         self._save()
-        self.window.restart()
-        self.whole.restart()
+        for window in (self.window, self.whole):
+            window.restart()
+        return True
 
     def _save(self) -> None:
+        """Keep a checkpoint of the last step; rank 0 writes it."""
         states = distributed.gather([random_states()])
 
         def write(folder: Path) -> None:
@@ -270,7 +316,11 @@ class Trainer:
         metrics = {"step": float(self.progress.step)}
         if self.progress.best_wer is not None:
             metrics["best_wer"] = self.progress.best_wer
-        self.session.save(metrics, write)
+        if self.session.rank == 0:
+            self.checkpoints.save(self.progress.step, write)
+        distributed.barrier()
+        self.kept_step = self.progress.step
+        self.session.report(metrics)
         self.session.emit({"event": "checkpoint", "step": self.progress.step})
 
     # The way out: the best adapter, on disk, proven.
@@ -285,9 +335,8 @@ class Trainer:
         require_coverage(report)
         report["trainable_parameters"] = sum(parameter.numel() for parameter in self.parameters)
         if self.session.rank == 0:
-            aside = self.runtime.scratch / ADAPTER
-            save_adapter(aside, self.model, self.best)
-            self.storage.put_folder(aside, ADAPTER)
+            with self.storage.new_folder(ADAPTER) as folder:
+                save_adapter(folder, self.model, self.best)
         distributed.barrier()
         return report
 
@@ -295,15 +344,17 @@ class Trainer:
         """Score what was published: the adapter's files on a base read anew, not what is in memory."""
         del self.model, self.optimizer, self.scheduler, self.parameters, self.whisper.model
         gc.collect()
-        whisper = load_whisper(self.settings.base_model, attention=self.spec.engine.attention)
-        self.whisper = whisper
-        model = load_adapter(whisper.model, self.storage.local(ADAPTER)).to(self.runtime.device)
+        self.whisper = self._load_base()
+        model = load_adapter(self.whisper.model, self.storage.local(ADAPTER)).to(self.runtime.device)
         utterances, summary = self._evaluate(model, "tuned", self.spec.evaluation.bootstrap)
         if self.session.rank == 0:
             self.storage.write_text(TUNED_LINES, to_lines(utterances))
         self._tell("tuned", summary)
         distributed.barrier()
         return summary
+
+    def _notice(self, text: str) -> None:
+        self.session.emit({"event": "notice", "text": text})
 
     def _tell(self, what: str, summary: dict[str, Any]) -> None:
         self.session.emit({"event": "evaluation", "what": what, "wer": summary["wer"], "cer": summary["cer"]})
@@ -312,7 +363,7 @@ class Trainer:
         def progress(done: int, total: int) -> None:
             self.session.emit({"event": "transcribed", "what": what, "done": done, "total": total})
 
-        with self.runtime.autocast():
+        with self.runtime.autocast(), inputs_that_were_there():
             return evaluate(
                 model,
                 self.whisper.processor,
@@ -325,6 +376,7 @@ class Trainer:
                 bootstrap=bootstrap,
                 rules=self.spec.data.text,
                 progress=progress,
+                stopping=self.session.stopping,
             )
 
 
@@ -356,6 +408,6 @@ class Window:
         return sum(self._losses) / len(self._losses)
 
     @property
-    def clips_per_s(self) -> float:
-        """Clips per second, over all workers."""
-        return self._clips / max(self._spent, 1e-9)
+    def clips_per_s(self) -> float | None:
+        """Clips per second, over all workers; None: no step was made."""
+        return round(self._clips / max(self._spent, 1e-9), 3) if self._clips else None

@@ -1,26 +1,38 @@
-"""The training engine in Ray Train workers."""
+"""The training engine in Ray Train workers; a group that loses a worker is started again from the last checkpoint."""
 
 from __future__ import annotations
 
-import tempfile
+import os
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+from rich.markup import escape
 
-from jobs.cluster import Resources, unwrap
-from jobs.train.session import Write
+from jobs.cluster import DEATHS, Resources, StopFlag, as_user_error
+from jobs.failures import GO_ON, explain
 from service.artifacts import CHECKPOINTS
-from service.errors import Fault, InputError, JobFailedError, WhisperJobsError
+from service.errors import (
+    Fault,
+    HungError,
+    InputError,
+    JobFailedError,
+    StoppedError,
+    WhisperJobsError,
+    WorkerLostError,
+)
 from service.spec.job import JobSpec
-from service.storage import Storage
+
+if TYPE_CHECKING:
+    from jobs.pipeline import Job
+
+_POLL_S = 0.2
 
 
 class RaySession:
@@ -34,93 +46,118 @@ class RaySession:
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self._log = log
+        self._stop = StopFlag(log)
 
-    @contextmanager
-    def resume_from(self) -> Iterator[Path | None]:
+    def report(self, metrics: dict[str, float]) -> None:
         """See Session."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-        else:
-            with checkpoint.as_directory() as folder:
-                yield Path(folder)
-
-    def save(self, metrics: dict[str, float], write: Write) -> None:
-        """See Session."""
-        if self.rank != 0:
-            ray.train.report(metrics)  # a report waits for all ranks
-            return
-        with tempfile.TemporaryDirectory(prefix="whisper-jobs-") as folder:
-            write(Path(folder))
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        ray.train.report(metrics)
 
     def emit(self, event: dict[str, Any]) -> None:
         """See Session."""
         if self.rank == 0:
             self._log.emit.remote(event)
 
+    def stopping(self) -> bool:
+        """See Session."""
+        return self._stop.is_set()
 
-def train_on_ray(spec: JobSpec, root: str, splits: dict[str, str], resources: Resources, log: Any) -> dict[str, Any]:
+
+def train_on_ray(job: Job, splits: dict[str, str], revision: str | None) -> dict[str, Any]:
     """Run the engine in a group of workers; returns what `jobs.train.loop.train` returns.
+
+    A worker that dies costs the steps since the last checkpoint: the group is started again, `resources.max_failures`
+    times at most. Ray Train's own retries would also repeat what fails in the same way each time.
 
     Raises:
         WhisperJobsError: as a worker raised it.
-        JobFailedError: a worker died otherwise, or could not be placed.
+        WorkerLostError: workers died too often.
+        HungError: a worker gave no sign of life.
+        StoppedError: the user asked for it; a checkpoint is kept.
     """
-    storage = Storage(root)
-    trainer = TorchTrainer(
+    config = {"spec": job.spec.to_json(), "root": job.root.path(), "splits": splits, "revision": revision}
+    limit, failures, resources = job.spec.resources.max_failures, 0, job.resources
+    while True:
+        try:
+            with job.signals.gracefully():
+                _fit(job, _trainer(job, config, resources))
+            return dict(ray.get(job.events.log.result.remote()))
+        except StoppedError as error:
+            raise job.signals.error(str(error)) from error
+        except WorkerLostError as error:
+            if job.signals.asked:
+                raise job.signals.error(f"stopped, and a worker was lost meanwhile. {GO_ON}") from error
+            failures += 1
+            if failures > limit:
+                raise
+            text = f"{error}. Starting the workers again ({failures} of {limit}: resources.max_failures)"
+            job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
+            resources = job.await_resources()
+
+
+def _fit(job: Job, trainer: TorchTrainer) -> None:
+    """One group of workers, from its start to its end.
+
+    `fit` runs beside the main thread: in it, Ray takes Ctrl-C for itself and ends the process silently.
+    """
+    ended: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001  # told apart below, in the main thread
+            ended.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True, name="trainer")
+    job.events.forget_signs_of_life()
+    thread.start()
+    told = False
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        if job.signals.asked and not told:
+            if job.events.silent_s is None:
+                raise StoppedError("stopped before the workers had begun. The same command goes on")
+            told = True
+            job.events.emit({"event": "notice", "text": "stopping with a checkpoint (Ctrl-C again: at once)"})
+            job.events.log.stop.remote()
+        silent_s = job.events.silent_s
+        if silent_s is not None and silent_s > job.spec.engine.timeout_s:
+            raise HungError(f"the workers gave no sign of life for {silent_s:.0f} s (engine.timeout_s). {GO_ON}")
+    if ended:
+        job.events.flush()
+        raise cause_of(ended[0]) from ended[0]
+
+
+def _trainer(job: Job, config: dict[str, Any], resources: Resources) -> TorchTrainer:
+    return TorchTrainer(
         _worker,
-        train_loop_config={"spec": spec.to_json(), "root": root, "splits": splits, "log": log},
+        train_loop_config=config | {"log": job.events.log},
+        torch_config=TorchConfig(timeout_s=max(1, round(job.spec.engine.timeout_s))),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker=resources.per_worker(),
         ),
         run_config=RunConfig(
-            # Ray Train goes on from the checkpoints under this name: the hash keeps other specs out.
-            name=spec.sha256[:16],
-            storage_path=storage.path(CHECKPOINTS),
-            checkpoint_config=CheckpointConfig(num_to_keep=spec.engine.keep_checkpoints),
+            # Checkpoints are our own (jobs.train.store): Ray Train keeps nothing to go on from under this name.
+            name=".wj-ray-train",
+            storage_path=job.root.path(CHECKPOINTS),
             # Without a limit a group that cannot be placed is tried for ever.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
     )
-    try:
-        _fit(trainer)
-    except TrainingFailedError as error:
-        raise _cause(error) from error
-    return dict(ray.get(log.result.remote()))
-
-
-def _fit(trainer: TorchTrainer) -> None:
-    """Run `trainer.fit()` beside the main thread: in it, Ray takes Ctrl-C for itself and ends the process silently."""
-    failures: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # noqa: BLE001  # raised again below, in the main thread
-            failures.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True, name="trainer")
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    if failures:
-        raise failures[0]
 
 
 def _worker(config: dict[str, Any]) -> None:
     from jobs.train.loop import TrainTask, train
 
     session = RaySession(config["log"])
+    session.emit({"event": "worker", "pid": os.getpid()})
     if not Path(config["splits"]["train"]).exists():
         where = ray.util.get_node_ip_address()
         way_out = f"is not seen on the node {where}; give a folder that all nodes share as outdir or storage.uri"
         raise InputError([Fault(config["root"], way_out)])
-    task = TrainTask(
-        JobSpec.model_validate_json(config["spec"]), config["splits"]["train"], config["splits"]["val"], config["root"]
-    )
+    spec = JobSpec.model_validate_json(config["spec"])
+    task = TrainTask(spec, **config["splits"], root=config["root"], revision=config["revision"])
     try:
         result = train(task, session)
     except WhisperJobsError:
@@ -128,19 +165,29 @@ def _worker(config: dict[str, Any]) -> None:
     except Exception as error:  # noqa: BLE001  # the worker's outermost frame
         # What the libraries raise may not survive pickling, and its traceback would stay behind in a log of Ray's.
         session.emit({"event": "traceback", "rank": session.rank, "text": traceback.format_exc()})
-        raise unwrap(error) from None
+        raise explain(error) from None
     if session.rank == 0:
         ray.get(config["log"].put_result.remote(result))
 
 
-def _cause(error: TrainingFailedError) -> WhisperJobsError:
-    failures = getattr(error, "worker_failures", None) or {}
-    causes = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
-    causes = [cause.cause if isinstance(cause, ray.exceptions.RayTaskError) else cause for cause in causes]
-    # One worker's error makes the others fail in their collectives: ours says more than theirs.
-    for cause in causes:
-        if isinstance(cause, WhisperJobsError) and not isinstance(cause, JobFailedError):
-            return cause
-    if causes:
-        return unwrap(causes[0])
-    return unwrap(getattr(error, "controller_failure", error))
+def cause_of(error: BaseException) -> WhisperJobsError:
+    """What ended a group of workers. One worker's error makes the others fail in their collectives."""
+    if not isinstance(error, TrainingFailedError):
+        return as_user_error(error)  # Ray Train's controller itself
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    if not failures:
+        return as_user_error(getattr(error, "controller_failure", error))
+    raised = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
+    return as_user_error(min(raised, key=_weight))
+
+
+def _weight(raised: BaseException) -> int:
+    """What explains the others comes first; that the connection to another worker was lost explains nothing."""
+    error = as_user_error(raised)
+    if not isinstance(error, JobFailedError):
+        return 0
+    if isinstance(error, WorkerLostError):
+        return 2 if isinstance(raised, DEATHS) else 5
+    if isinstance(error, HungError):
+        return 3
+    return 4 if type(error) is JobFailedError else 1

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,14 +23,12 @@ class Runtime:
 
     def __init__(self, accelerator: Accelerator, spec: JobSpec) -> None:
         self._accelerator = accelerator
-        self._scratch = tempfile.TemporaryDirectory(prefix="whisper-jobs-")
         self.device: torch.device = accelerator.device
         self.precision: str = accelerator.mixed_precision
         self.scaler = accelerator.scaler
         if self.scaler is not None:
             # It sets itself up with the first loss; a worker may have no clip in its first step.
             self.scaler.scale(torch.zeros(1, device=self.device))
-        self.scratch = Path(self._scratch.name)
 
     @property
     def device_name(self) -> str:

@@ -1,67 +1,50 @@
-"""The seam between the engine and what runs it: where checkpoints go, where events go, who the other workers are."""
+"""The seam between the engine and what runs it: who the other workers are, where events go, whether to stop."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Protocol
-
-Write = Callable[[Path], None]
-"""Fills a folder with a checkpoint."""
 
 
 class Session(Protocol):
-    """What the engine needs of its surroundings. Ray Train is behind it in a job, a plain folder in tests."""
+    """What the engine needs of its surroundings. Ray Train is behind it in a job, nothing in tests."""
 
     rank: int
     workers: int
 
-    def resume_from(self) -> AbstractContextManager[Path | None]:
-        """The newest complete checkpoint as a folder, or None."""
-
-    def save(self, metrics: dict[str, float], write: Write) -> None:
-        """Keep a checkpoint. Every worker calls it; rank 0's is written."""
+    def report(self, metrics: dict[str, float]) -> None:
+        """Tell the trainer of a checkpoint that was kept. Every worker calls it."""
 
     def emit(self, event: dict[str, Any]) -> None:
         """Tell whoever follows the job. Only rank 0's events are passed on."""
 
+    def stopping(self) -> bool:
+        """Whether the job was asked to stop. Workers may hear of it at different times."""
 
-class FolderSession:
-    """One process without Ray Train: checkpoints in a folder.
+
+class LocalSession:
+    """One process without Ray Train.
 
     Args:
-        folder: where checkpoints go.
-        keep: how many of the last ones stay.
         emit: takes events; without it they are kept in `events`.
+        stopping: whether to stop.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, emit: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self, emit: Callable[[dict[str, Any]], None] | None = None, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         self.rank, self.workers = 0, 1
         self.events: list[dict[str, Any]] = []
-        self._folder, self._keep = folder, keep
         self._emit = emit or self.events.append
+        self._stopping = stopping
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted(self._folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-
-    @contextmanager
-    def resume_from(self) -> Iterator[Path | None]:
+    def report(self, metrics: dict[str, float]) -> None:
         """See Session."""
-        found = self._checkpoints()
-        yield found[-1] if found else None
-
-    def save(self, metrics: dict[str, float], write: Write) -> None:
-        """See Session."""
-        aside = self._folder / ".new"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write(aside)
-        aside.rename(self._folder / f"checkpoint-{int(metrics['step'])}")
-        for old in self._checkpoints()[: -self._keep]:
-            shutil.rmtree(old)
 
     def emit(self, event: dict[str, Any]) -> None:
         """See Session."""
         self._emit(event)
+
+    def stopping(self) -> bool:
+        """See Session."""
+        return self._stopping()

@@ -93,6 +93,11 @@ class EngineConfig(Spec):
     threads: Int | None = Field(default=None, ge=1, examples=[8])
     """CPU threads of torch in each worker. Default: the worker's CPUs."""
 
+    timeout_s: Float = Field(default=1800, ge=1)
+    """How long, in seconds, workers wait for one that does not answer, and the job for a sign of life of its training,
+    before the run ends as hung. More than the longest transcription of a batch and the longest saving of a
+    checkpoint."""
+
 
 class EvaluationConfig(Spec):
     """How a model is scored, in training and on its own."""
@@ -131,6 +136,10 @@ class ResourcesConfig(Spec):
 
     wait_s: Float = Field(default=300, ge=0)
     """How long to wait, in seconds, for a cluster that cannot hold the job yet (an autoscaler may add nodes)."""
+
+    max_failures: Int = Field(default=3, ge=0)
+    """How often the training goes on by itself, from its last checkpoint, after a worker process has died. What would
+    fail again in the same way (bad input, a full disk, too little memory) ends the job at once."""
 
 
 class StorageConfig(Spec):

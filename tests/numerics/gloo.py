@@ -14,21 +14,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from jobs.train.loop import TrainTask, train
-from jobs.train.session import FolderSession, Write
+from jobs.train.session import LocalSession
 
 
-class GlooSession(FolderSession):
-    """One worker among several; rank 0 writes the checkpoints."""
+class GlooSession(LocalSession):
+    """One worker among several."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, keep=100)
+    def __init__(self) -> None:
+        super().__init__()
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
-
-    def save(self, metrics: dict[str, float], write: Write) -> None:
-        """See Session."""
-        if self.rank == 0:
-            super().save(metrics, write)
-        dist.barrier()
 
 
 def train_in_processes(tasks: list[TrainTask], workers: int) -> list[dict[str, Any]]:
@@ -58,7 +52,7 @@ def _worker(rank: int, tasks: list[TrainTask], workers: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo")
     for task in tasks:
-        session = GlooSession(Path(task.root) / "checkpoints")
+        session = GlooSession()
         report: dict[str, Any] = {}
         try:
             report["result"] = train(task, session)

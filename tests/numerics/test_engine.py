@@ -12,7 +12,7 @@ import torch
 from engine import Run, events, job, prepared, read_lines, run_engine, saved_adapter
 from transformers import WhisperForConditionalGeneration
 
-from jobs.train.session import FolderSession
+from jobs.train.session import LocalSession
 from service.errors import ManifestError, SpecError, VerificationError
 from service.spec.job import JobSpec
 
@@ -246,4 +246,4 @@ class TestRefusals:
         task = prepared(job(tiny, tmp_path / "data", tmp_path / "run"))
         (tmp_path / "data/03.wav").unlink()
         with pytest.raises(ManifestError, match=r"03\.wav: no such file"):
-            train(task, FolderSession(tmp_path / "run/checkpoints"))
+            train(task, LocalSession())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from safetensors.torch import save_file
 from jobs.prepare import split_file
 from jobs.train.checkpoint import random_states, restore_random_states
 from jobs.train.loop import TrainTask, train
-from jobs.train.session import FolderSession
-from service.errors import JobFailedError
+from jobs.train.session import LocalSession
+from jobs.train.store import seal
+from service.errors import DivergedError, StoppedError
 from service.spec.job import JobSpec
 
 CASES: dict[str, dict[str, Any]] = {
@@ -29,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def spec_of(tiny: Path, tones: Path, root: Path, **settings: Any) -> JobSpec:
-    sections = {"engine": {"weight_decay": 0.1}} | settings.pop("sections", {})
+    sections = {"engine": {"weight_decay": 0.1, "keep_checkpoints": 100}} | settings.pop("sections", {})
     return job(tiny, tones, root, sections, epochs=2, lora_dropout=0.3, save_steps=2, eval_steps=5, **settings)
 
 
@@ -69,7 +72,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module", params=CASES)
 def whole(
     request: pytest.FixtureRequest, tiny: Path, tones: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[JobSpec, dict[str, Any], FolderSession]:
+) -> tuple[JobSpec, dict[str, Any], LocalSession]:
     """A run that was not stopped: spec, result, session."""
     spec = spec_of(tiny, tones, tmp_path_factory.mktemp("whole") / "run", **CASES[request.param])
     return (spec, *run_engine(spec))
@@ -77,12 +80,12 @@ def whole(
 
 @pytest.mark.parametrize("step", [0, 2, 5, -1], ids=["start", "save", "evaluation", "end"])
 def test_a_stopped_run_ends_where_the_other_ended(
-    whole: tuple[JobSpec, dict[str, Any], FolderSession], tmp_path: Path, step: int
+    whole: tuple[JobSpec, dict[str, Any], LocalSession], tmp_path: Path, step: int
 ) -> None:
     spec, result, session = whole
     step = result["training"]["steps"] if step == -1 else step
     task = stop_after(spec, step, tmp_path / "run")
-    again = FolderSession(tmp_path / "run/checkpoints", keep=100)
+    again = LocalSession()
     resumed = train(task, again)
     (model,) = events(again, "model")
     assert model["resumed_from_step"] == step
@@ -119,27 +122,113 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_checkpoints(
     state = saved_adapter(weights.parent)
     name = next(name for name in state if "decoder.layers.1.fc2.lora_B" in name)
     save_file(state | {name: torch.full_like(state[name], torch.inf)}, weights)
+    seal(weights.parents[1], 4)
 
     def kept() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in (tmp_path / "run/checkpoints").rglob("*") if path.is_file()}
 
-    before, session = kept(), FolderSession(tmp_path / "run/checkpoints")
-    with pytest.raises(JobFailedError, match=r"the loss is nan at step 5; stopped before the optimizer step"):
+    before, session = kept(), LocalSession()
+    with pytest.raises(DivergedError, match=r"the loss is nan at step 5; stopped before the optimizer step"):
         train(task, session)
     assert kept() == before
     assert events(session, "step") == []
     assert not (tmp_path / "run/adapter").exists()
 
 
-def test_a_checkpoint_that_was_never_finished_is_passed_over(tiny: Path, tones: Path, tmp_path: Path) -> None:
-    spec = spec_of(tiny, tones, tmp_path / "whole")
+def tear_half_a_file(checkpoint: Path) -> None:
+    weights = checkpoint / "adapter/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+def tear_a_bit(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoint / "state.pt").write_bytes(bytes(content))
+
+
+def tear_the_seal(checkpoint: Path) -> None:
+    (checkpoint / "checkpoint.json").write_text('{"step": 6, "fi')
+
+
+def tear_a_file_away(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint / "best")
+
+
+def tear_all_but_a_folder(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+TORN = (tear_half_a_file, tear_a_bit, tear_the_seal, tear_a_file_away, tear_all_but_a_folder)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Path, tones: Path, tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
+    """The spec of a run that was not stopped."""
+    spec = spec_of(tiny, tones, tmp_path_factory.mktemp("plain") / "run")
     run_engine(spec)
-    task = stop_after(spec, 4, tmp_path / "run")
-    torn = tmp_path / "run/checkpoints/.new/adapter"
-    torn.mkdir(parents=True)
-    (torn / "adapter_model.safetensors").write_bytes(b"half")
-    train(task, FolderSession(tmp_path / "run/checkpoints", keep=100))
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    return spec
+
+
+@pytest.mark.parametrize("tear", TORN)
+def test_a_torn_checkpoint_is_named_and_the_one_before_is_taken(
+    plain: JobSpec, tmp_path: Path, tear: Callable[[Path], None]
+) -> None:
+    task = stop_after(plain, 6, tmp_path / "run")
+    tear(tmp_path / "run/checkpoints/checkpoint-6")
+    session = LocalSession()
+    train(task, session)
+    (model,) = events(session, "model")
+    assert model["resumed_from_step"] == 5
+    (notice,) = events(session, "notice")
+    assert notice["text"].startswith("checkpoint 6 is passed over: ")
+    assert_same_run(Path(plain.root), tmp_path / "run")
+
+
+def test_where_all_checkpoints_are_torn_the_training_begins_anew(plain: JobSpec, tmp_path: Path) -> None:
+    task = stop_after(plain, 5, tmp_path / "run")
+    for checkpoint in (tmp_path / "run/checkpoints").iterdir():
+        tear_a_bit(checkpoint)
+    session = LocalSession()
+    train(task, session)
+    (model,) = events(session, "model")
+    assert model["resumed_from_step"] == 0
+    assert len(events(session, "notice")) == 3
+    assert_same_run(Path(plain.root), tmp_path / "run")
+
+
+class Stops:
+    """A user who asks for a stop after so many questions whether to."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_run_stopped_anywhere_keeps_its_last_step_and_ends_where_the_other_ended(
+    plain: JobSpec, tmp_path: Path
+) -> None:
+    """Each start is stopped some questions later than the one before: in scoring, between steps, in evaluations."""
+    task = stop_after(plain, 0, tmp_path / "run")
+    (tmp_path / "run/evaluation/base.jsonl").unlink()
+    said, patience = [], 0
+    while True:
+        patience += 3
+        try:
+            train(task, LocalSession(stopping=Stops(patience)))
+            break
+        except StoppedError as stopped:
+            said.append(str(stopped))
+            steps = [int(path.name.split("-")[1]) for path in (tmp_path / "run/checkpoints").glob("checkpoint-*")]
+            if found := re.search(r"at step (\d+) of 14; its checkpoint is kept", said[-1]):
+                assert max(steps) == int(found.group(1))
+    assert "stopped while a model was scored" in said[0]
+    assert "stopped before the first step" in "".join(said)
+    assert len({text for text in said if "its checkpoint is kept" in text}) > 2
+    assert_same_run(Path(plain.root), tmp_path / "run")
 
 
 def test_every_generator_goes_on_where_it_was() -> None:

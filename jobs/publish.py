@@ -1,0 +1,70 @@
+"""The end of a job: metrics.json, the model card and, last of all, manifest.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+from service import artifacts
+from service.artifacts import BaseModelRecord, RunManifest
+from service.spec.job import JobSpec
+from service.storage import Storage
+
+REPORTED_PACKAGES = (
+    "whisper-jobs",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "ray",
+    "datasets",
+    "soundfile",
+    "soxr",
+)
+
+
+def publish(spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord) -> None:
+    """Write metrics.json, the card and, last of all, manifest.json: from then on the run is complete."""
+    root.write_json(artifacts.METRICS, metrics)
+    if spec.kind == "train":
+        from jobs.card import model_card
+
+        for folder in ("", artifacts.ADAPTER, *([artifacts.MERGED] if spec.training.merge_lora else [])):
+            card = model_card(spec, metrics, data, base, folder)
+            root.write_text(f"{folder}/{artifacts.CARD}".lstrip("/"), card)
+    rates = {name: metrics[name]["wer"] for name in ("base", "tuned", "model") if name in metrics}
+    manifest = RunManifest(
+        job_id=spec.job_id,
+        kind=spec.kind,
+        spec_sha256=spec.sha256,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+        base=base,
+        data=data,
+        wer=rates | {name: value["wer"] for name, value in metrics.get("artifacts", {}).items()},
+        promoted=metrics.get("promoted"),
+        files=artifacts.file_records(root),
+    )
+    root.write_text(artifacts.MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Python's and the libraries' versions."""
+    found = {"python": platform.python_version()}
+    for name in REPORTED_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def promotion_reasons(metrics: dict[str, Any]) -> list[str]:
+    """Why the tuned model should not take the base model's place; empty where it should."""
+    base, tuned = metrics["base"]["wer"], metrics["tuned"]["wer"]
+    reasons = []
+    if tuned >= base:
+        reasons.append(f"its WER, {tuned:.1%}, is not below the base model's, {base:.1%}")
+    return reasons
