@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from service.errors import Fault, SpecError, VerificationError
-from service.spec.targets import AdaptedModule, adapted_modules, part_of
+from service.spec.targets import AdaptedModule, adapted_modules, part_of, saved_modules
 from service.spec.training import TrainingConfig
 from service.spec.whisper_dims import WhisperDims
-from service.spec.whisper_modules import modules
+from service.spec.whisper_modules import EMBEDDING, modules
 
 ADAPTER_NAME = "default"
 CONVOLUTIONS = "encoder convolutions"
@@ -33,8 +33,7 @@ def lora_config(training: TrainingConfig, adapted: list[AdaptedModule]) -> LoraC
     Names, ranks and alphas are written out in full. PEFT would match patterns itself, but accepts a key that matches
     nothing, and the saved adapter_config.json then says exactly what was trained.
     """
-    runtime = training.lora_runtime_config
-    offload = runtime.ephemeral_gpu_offload if runtime else training.dora_ephemeral_offload
+    offload = training.ephemeral_gpu_offload and torch.cuda.is_available()
     return LoraConfig(
         r=training.lora_r,
         lora_alpha=training.lora_alpha,
@@ -42,13 +41,13 @@ def lora_config(training: TrainingConfig, adapted: list[AdaptedModule]) -> LoraC
         target_modules=[module.name for module in adapted],
         modules_to_save=training.modules_to_save,
         # whisper.cpp and openai-whisper have one matrix for embedding and output head.
-        ensure_weight_tying=bool(training.modules_to_save),
+        ensure_weight_tying=bool(saved_modules(training.modules_to_save, [EMBEDDING])),
         use_dora=training.use_dora,
         init_lora_weights=training.lora_init,
         rank_pattern={m.name: m.rank for m in adapted if m.rank != training.lora_r},
         alpha_pattern={m.name: m.alpha for m in adapted if m.alpha != training.lora_alpha},
         # Without a GPU PEFT dies on an assertion here; there it would have no effect anyway.
-        runtime_config=LoraRuntimeConfig(ephemeral_gpu_offload=offload and torch.cuda.is_available()),
+        runtime_config=LoraRuntimeConfig(ephemeral_gpu_offload=offload),
     )
 
 

@@ -21,6 +21,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("RAY_ADDRESS", None)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Pass over what this machine lacks."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA GPU")
+
+
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nano Whisper: trained weights, the real multilingual vocabulary, 30 s windows."""

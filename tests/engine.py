@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.audio import SAMPLE_RATE_HZ
+from jobs.merge import merge
 from jobs.prepare import prepare, split_file
 from jobs.train.loop import TrainTask, train
 from jobs.train.session import LocalSession
@@ -119,6 +124,69 @@ def run_engine(spec: JobSpec, keep: int = 100) -> tuple[dict[str, Any], LocalSes
 def keeping(spec: JobSpec, checkpoints: int) -> JobSpec:
     """The spec with as many checkpoints kept."""
     return spec.model_copy(update={"engine": spec.engine.model_copy(update={"keep_checkpoints": checkpoints})})
+
+
+class Run:
+    """A finished training stage, its surroundings and what it left behind."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec, self.root = spec, Path(spec.root)
+        self.result, self.session = run_engine(spec)
+
+    def steps(self, value: str | None = None) -> list[Any]:
+        """The events of the optimizer's steps, or one of their values."""
+        found = events(self.session, "step")
+        return [event[value] for event in found] if value else found
+
+    def adapter(self, step: int | None = None) -> dict[str, Tensor]:
+        """The published adapter, or that of a step's checkpoint."""
+        return saved_adapter(self.root / (f"checkpoints/checkpoint-{step}/adapter" if step else "adapter"))
+
+    def state(self, step: int) -> dict[str, Any]:
+        """The state of optimizer, schedule and the like in a step's checkpoint."""
+        state: dict[str, Any] = torch.load(self.root / f"checkpoints/checkpoint-{step}/state.pt")
+        return state
+
+    def merge(self) -> dict[str, Any]:
+        """The merge stage on it."""
+        return merge(self.spec, self.spec.root, f"{self.spec.root}/{split_file('val')}")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        training: whether the module was in training.
+        gradients: whether they were recorded.
+        given: the arguments by name.
+        output: what it returned.
+    """
+
+    training: bool
+    gradients: bool
+    given: dict[str, Any]
+    output: Any
+
+
+@contextmanager
+def watched(kind: type[torch.nn.Module]) -> Iterator[list[Call]]:
+    """The calls of a library's modules while the engine runs; they do what they always do."""
+    calls: list[Call] = []
+    forward = kind.forward
+    names = list(inspect.signature(forward).parameters)[1:]
+
+    def watch(self: Any, *arguments: Any, **options: Any) -> Any:
+        output = forward(self, *arguments, **options)
+        given = dict(zip(names, arguments, strict=False)) | options
+        calls.append(Call(self.training, torch.is_grad_enabled(), given, output))
+        return output
+
+    kind.forward = watch  # type: ignore[method-assign]
+    try:
+        yield calls
+    finally:
+        kind.forward = forward  # type: ignore[method-assign]
 
 
 def events(session: LocalSession, kind: str) -> list[dict[str, Any]]:

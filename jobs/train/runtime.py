@@ -89,6 +89,9 @@ def make_runtime(spec: JobSpec, storage: Storage, session: Session) -> Runtime:
         if missing := [name for name in wanted if name not in found]:
             raise SpecError([Fault("engine.report_to", f"is not installed here: pip install {missing[0]}", missing[0])])
         accelerator.init_trackers(spec.title, config=_flat(spec.training.model_dump()))
+    if spec.training.use_dora and spec.training.ephemeral_gpu_offload and not has_gpu(spec):
+        text = "ephemeral_gpu_offload has no effect: this worker has no GPU"
+        session.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {text}"})
     return Runtime(accelerator, spec)
 
 

@@ -19,7 +19,7 @@ def forward_loss(model: Any, batch: Batch, device: torch.device, *, freeze_encod
         model: a Whisper model or a PeftModel around one.
         batch: features (B, M, F), decoder inputs and labels (B, T).
         device: where the model is.
-        freeze_encoder: run the encoder without gradients.
+        freeze_encoder: run the encoder without gradients and without dropout.
 
     Returns:
         float32 scalar.
@@ -27,12 +27,21 @@ def forward_loss(model: Any, batch: Batch, device: torch.device, *, freeze_encod
     features_BMF = batch.features_BMF.to(device, non_blocking=True)
     heard: dict[str, Any] = {"input_features": features_BMF}
     if freeze_encoder:
-        with torch.no_grad():
-            # A tuple: with a fresh output object transformers would run the encoder again.
-            heard = {"encoder_outputs": (encoder_of(model)(features_BMF).last_hidden_state,)}
+        # A tuple: with a fresh output object transformers would run the encoder again.
+        heard = {"encoder_outputs": (_hear(encoder_of(model), features_BMF),)}
     logits_BTV = model(**heard, decoder_input_ids=batch.inputs_BT.to(device), use_cache=False).logits
     labels_BT = batch.labels_BT.to(device)
     return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def _hear(encoder: Any, features_BMF: Tensor) -> Tensor:
+    """The encoder's output (B, P, D) as in inference: a checkpoint's config may ask for dropout in training."""
+    was_training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        hidden_BPD: Tensor = encoder(features_BMF).last_hidden_state
+    encoder.train(was_training)
+    return hidden_BPD
 
 
 def encoder_of(model: Any) -> Any:

@@ -143,6 +143,7 @@ def _inside(name: str) -> str:
 
 def _saved(training: TrainingConfig, modules: Sequence[Module], names: list[str]) -> Findings:
     by_name = {module.name: module for module in modules}
+    full = saved_modules(training.modules_to_save, names)
     for wanted in training.modules_to_save or ():
         exact = [name for name in names if name_ends(name, wanted)]
         hit = saved_modules([wanted], names)
@@ -160,8 +161,19 @@ def _saved(training: TrainingConfig, modules: Sequence[Module], names: list[str]
             yield Finding((SAVED,), message, wanted)
         elif "activation" in kinds:
             yield Finding((SAVED,), "has no weights to train; take it out", wanted)
+        elif any(EMBEDDING.startswith(f"{name}.") for name in hit):
+            message = "holds the token embedding, which would come apart from the output head; name its parts instead"
+            yield Finding((SAVED,), f"{message}, such as decoder.layers.0 and embed_tokens", wanted)
         elif training.freeze_encoder and all(in_encoder(name) for name in hit):
             yield Finding((SAVED, FROZEN), "lies in the encoder, and freeze_encoder leaves that as it is", wanted)
+        elif training.freeze_encoder and (heard := [name for name in hit if in_encoder(name)]):
+            other = next(name for name in hit if not in_encoder(name))
+            message = f"matches {heard[0]} too, and freeze_encoder leaves that as it is; name the decoder's, such as"
+            yield Finding((SAVED, FROZEN), f"{message} {other.removeprefix('model.')}", wanted)
+        elif nested := [(name, outer) for name in hit for outer in full if name.startswith(f"{outer}.")]:
+            inner, outer = (name.removeprefix("model.") for name in nested[0])
+            matched = "lies" if inner == wanted else f"matches {inner}, which lies"
+            yield Finding((SAVED,), f"{matched} in {outer}, and that is trained in full already; take it out", wanted)
         elif len(hit) > len(exact):
             others = sorted({name.rsplit(".", 1)[-1] for name in hit} - {name.rsplit(".", 1)[-1] for name in exact})
             yield advice(SAVED, f"is the end of {', '.join(others)} too, and PEFT trains those with it", wanted)

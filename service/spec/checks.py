@@ -92,9 +92,12 @@ def _offload(spec: JobSpec) -> Findings:
             ("training.dora_ephemeral_offload", "training.lora_runtime_config"),
             "is on, and lora_runtime_config says ephemeral_gpu_offload is off; keep one of the two",
         )
-    elif not training.use_dora and (training.dora_ephemeral_offload or (runtime and runtime.ephemeral_gpu_offload)):
+    elif training.ephemeral_gpu_offload:
         name = "dora_ephemeral_offload" if training.dora_ephemeral_offload else "lora_runtime_config"
-        yield advice(f"training.{name}", "has no effect without use_dora")
+        if not training.use_dora:
+            yield advice(f"training.{name}", "has no effect without use_dora")
+        elif spec.resources.gpus_per_worker == 0:
+            yield advice(f"training.{name}", "has no effect without a GPU, and resources.gpus_per_worker is 0")
 
 
 def _resources(spec: JobSpec) -> Findings:

@@ -64,6 +64,11 @@ def _check_language(value: str) -> str:
     raise PydanticCustomError("language", "is not a language code that Whisper knows{hint}", {"hint": hint})
 
 
+def _as_runtime(value: Any) -> Any:
+    value = parse_json_text(value)
+    return None if value == {} else value  # says nothing, so that it contradicts nothing
+
+
 def _as_init(value: Any) -> Any:
     value = True if value is None else parse_json_text(value)
     if not isinstance(value, bool | str):
@@ -189,7 +194,7 @@ class TrainingConfig(Spec):
     dora_ephemeral_offload: bool = False
     """Short for `lora_runtime_config: {ephemeral_gpu_offload: true}`. It matters with DoRA and a GPU only."""
 
-    lora_runtime_config: Annotated[LoraRuntime | None, JsonText] = Field(
+    lora_runtime_config: Annotated[LoraRuntime | None, BeforeValidator(_as_runtime)] = Field(
         default=None, examples=[{"ephemeral_gpu_offload": True}]
     )
     """PEFT's LoraRuntimeConfig, as an object or a JSON string: `{"ephemeral_gpu_offload": true}`."""
@@ -209,6 +214,12 @@ class TrainingConfig(Spec):
     merge_lora: bool = True
     """After training, merge the adapter into the base in float32 and save the result under `<root>/merged` in the
     checkpoint's own precision."""
+
+    @property
+    def ephemeral_gpu_offload(self) -> bool:
+        """Whether DoRA's norms are to be computed on the GPU; `lora_runtime_config` wins where it is given."""
+        runtime = self.lora_runtime_config
+        return runtime.ephemeral_gpu_offload if runtime else self.dora_ephemeral_offload
 
     def warmup_steps(self, total: int) -> int:
         """Optimizer steps of the warm-up, of `total` in all: at least one step is left at the full rate."""

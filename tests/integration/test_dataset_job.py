@@ -18,6 +18,7 @@ from service.storage import Storage
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.setting("merge_lora")
 def test_a_dataset_is_split_trained_on_and_scored(tiny: Path, tmp_path: Path) -> None:
     paths = []
     for number in range(24):
@@ -46,3 +47,6 @@ def test_a_dataset_is_split_trained_on_and_scored(tiny: Path, tmp_path: Path) ->
     assert all(line["hypothesis"] == line["hypothesis"].lower() for line in lines)
     assert (tmp_path / "run" / DATASET / "train.csv").is_file()
     assert verify(storage).problems == []
+    assert (tmp_path / "run/adapter").is_dir()
+    assert not (tmp_path / "run/merged").exists(), "merge_lora is off"
+    assert metrics["artifacts"] == {}

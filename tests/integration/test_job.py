@@ -67,6 +67,7 @@ def test_the_result_alone_is_on_stdout_and_no_library_speaks(done: Job) -> None:
         assert f"  {stage}  " in done.finished.stderr
 
 
+@pytest.mark.setting("outdir", "merge_lora")
 def test_the_layout_is_that_of_the_design(done: Job) -> None:
     assert sorted(path.name for path in done.root.iterdir()) == [
         "README.md", "adapter", "checkpoints", "data", "evaluation", "events.jsonl", "manifest.json", "merged",

@@ -6,11 +6,10 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from engine import events, job, prepared, read_lines, run_engine, saved_adapter
+from engine import Run, events, job, prepared, read_lines, run_engine, saved_adapter
 from transformers import WhisperForConditionalGeneration
 
 from jobs.train.session import LocalSession
@@ -18,20 +17,6 @@ from service.errors import ManifestError, SpecError, VerificationError
 from service.spec.job import JobSpec
 
 STEPS = 14
-
-
-class Run:
-    """A finished training stage."""
-
-    def __init__(self, spec: JobSpec) -> None:
-        self.spec, self.root = spec, Path(spec.root)
-        self.result, self.session = run_engine(spec)
-
-    def steps(self) -> list[dict[str, Any]]:
-        return events(self.session, "step")
-
-    def adapter(self, step: int | None = None) -> dict[str, torch.Tensor]:
-        return saved_adapter(self.root / (f"checkpoints/checkpoint-{step}/adapter" if step else "adapter"))
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +42,14 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.setting("lr", "warmup_ratio")
 def test_the_learning_rate_rises_over_the_warmup_and_falls_to_zero(run: Run) -> None:
     warmup = math.ceil(0.25 * STEPS)
     expected = [0.01 * (done / warmup if done < warmup else (STEPS - done) / (STEPS - warmup)) for done in range(STEPS)]
     assert [event["lr"] for event in run.steps()] == pytest.approx(expected)
 
 
+@pytest.mark.setting("epochs")
 def test_steps_and_epochs_are_counted(run: Run) -> None:
     assert [event["step"] for event in run.steps()] == list(range(1, STEPS + 1))
     assert [event["epoch"] for event in run.steps()] == pytest.approx([step / 7 for step in range(1, STEPS + 1)])
@@ -71,16 +58,19 @@ def test_steps_and_epochs_are_counted(run: Run) -> None:
     assert run.result["training"]["clips_per_s"] > 0
 
 
+@pytest.mark.setting("logging_steps")
 def test_every_logging_step_and_the_last_are_kept(run: Run) -> None:
     assert [event["step"] for event in run.steps() if event["logged"]] == [4, 8, 12, STEPS]
 
 
+@pytest.mark.setting("eval_steps")
 def test_the_model_is_scored_at_eval_steps_and_at_the_end(run: Run) -> None:
     at = [event["step"] for event in events(run.session, "evaluation") if "step" in event]
     assert at == [5, 10, STEPS]
     assert [entry["step"] for entry in run.result["training"]["history"]] == at
 
 
+@pytest.mark.setting("save_steps", "eval_steps")
 def test_checkpoints_stand_at_save_steps_and_with_every_evaluation(run: Run) -> None:
     expected = [3, 5, 6, 9, 10, 12, STEPS]
     assert [event["step"] for event in events(run.session, "checkpoint")] == expected
@@ -125,6 +115,7 @@ def test_the_adapter_is_for_inference_and_names_its_base_and_modules(run: Run) -
     ]
 
 
+@pytest.mark.setting("logging_steps", "engine.report_to")
 def test_curves_are_in_tensorboard(run: Run) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -138,6 +129,7 @@ def test_curves_are_in_tensorboard(run: Run) -> None:
     assert [point.step for point in curves.Scalars("eval/wer")] == [5, 10, STEPS]
 
 
+@pytest.mark.setting("logging_steps")
 def test_the_logged_loss_is_the_mean_since_the_last_one(run: Run, tiny: Path, tones: Path, tmp_path: Path) -> None:
     settings = run.spec.training.model_dump(exclude={"base_model", "train_csv", "val_csv", "outdir", "logging_steps"})
     every = Run(job(tiny, tones, tmp_path / "run", logging_steps=1, **settings))
@@ -160,6 +152,7 @@ def test_the_loss_falls(run: Run) -> None:
     assert sum(losses[-4:]) < sum(losses[:4]) - 1
 
 
+@pytest.mark.setting("seed")
 def test_the_same_seed_gives_the_same_run_and_another_another(tiny: Path, tones: Path, tmp_path: Path) -> None:
     runs = [Run(job(tiny, tones, tmp_path / str(i), seed=seed, lora_dropout=0.3)) for i, seed in enumerate([1, 1, 2])]
     assert same(runs[0].adapter(), runs[1].adapter())
@@ -172,6 +165,7 @@ def test_the_last_checkpoints_are_kept_as_many_as_asked(tiny: Path, tones: Path,
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["checkpoint-6", "checkpoint-7"]
 
 
+@pytest.mark.setting("engine.weight_decay", "engine.max_grad_norm")
 def test_weight_decay_and_clipping_have_their_effect(tiny: Path, tones: Path, tmp_path: Path) -> None:
     def adapter(name: str, **engine: float) -> dict[str, torch.Tensor]:
         return Run(job(tiny, tones, tmp_path / name, {"engine": engine}, eval_steps=99)).adapter()
@@ -182,6 +176,7 @@ def test_weight_decay_and_clipping_have_their_effect(tiny: Path, tones: Path, tm
     assert not same(plain, adapter("clipped", max_grad_norm=1e-6))
 
 
+@pytest.mark.setting("engine.gradient_checkpointing")
 def test_gradient_checkpointing_changes_no_result(tiny: Path, tones: Path, tmp_path: Path) -> None:
     losses = []
     for flag in (False, True):
@@ -200,6 +195,7 @@ def test_bfloat16_is_used_where_it_is_asked_for(tiny: Path, tones: Path, tmp_pat
     assert {tensor.dtype for tensor in half.adapter().values()} == {torch.float32}
 
 
+@pytest.mark.setting("base_model", "language")
 def test_an_english_only_checkpoint_is_trained_without_language_tokens(tiny: Path, tones: Path, tmp_path: Path) -> None:
     base = tmp_path / "tiny.en"
     shutil.copytree(tiny, base)

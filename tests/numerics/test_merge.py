@@ -98,6 +98,7 @@ def test_so_they_do_for_a_trained_model_on_speech(nano: Path, manifest: Path, tm
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
+@pytest.mark.setting("modules_to_save")
 def test_trained_embeddings_stay_tied_to_the_head_in_every_form(
     tiny: Path, batch: Batch, tmp_path: Path, use_dora: bool
 ) -> None:

@@ -86,6 +86,7 @@ def test_decoder_inputs_are_those_that_transformers_makes_of_the_labels(tiny: Pa
 
 
 @METHODS
+@pytest.mark.setting("grad_accum")
 def test_accumulated_gradients_equal_those_of_one_pass(tiny: Path, batch: Batch, use_dora: bool) -> None:
     model = adapted(tiny, use_dora=use_dora)
     loss, whole = step(model, batch)
@@ -107,6 +108,7 @@ def test_what_pads_a_row_does_not_count(tiny: Path, batch: Batch) -> None:
     assert_close(one, other, 1e-5)
 
 
+@pytest.mark.setting("freeze_encoder")
 def test_a_frozen_encoder_has_no_gradient_and_the_same_loss(tiny: Path, batch: Batch) -> None:
     model = adapted(tiny, freeze_encoder=True)
     calls: list[bool] = []
@@ -127,6 +129,7 @@ def test_adapters_in_an_encoder_that_is_not_frozen_have_gradients(tiny: Path, ba
 
 @METHODS
 @pytest.mark.parametrize("freeze_encoder", [False, True])
+@pytest.mark.setting("engine.gradient_checkpointing", "freeze_encoder")
 def test_gradient_checkpointing_gives_the_same_gradients(
     tiny: Path, batch: Batch, use_dora: bool, freeze_encoder: bool
 ) -> None:
@@ -148,6 +151,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(
     assert (once, twice) == (1, 1 if freeze_encoder else 2), "activations are computed again in the backward pass"
 
 
+@pytest.mark.setting("lora_dropout")
 def test_dropout_is_on_in_training_alone(tiny: Path, batch: Batch) -> None:
     losses = {}
     for training in (False, True):

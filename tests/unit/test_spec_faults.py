@@ -106,6 +106,21 @@ ONE_FAULT = {
     "saved by part of a name": (flat(modules_to_save=["_tokens"]), "modules_to_save", "no module's name"),
     "saved head": (flat(modules_to_save=["proj_out"]), "modules_to_save", "name embed_tokens, and both stay tied"),
     "saved list of layers": (flat(modules_to_save=["decoder.layers"]), "modules_to_save", "decoder.layers.0"),
+    "saved with the embedding": (
+        flat(modules_to_save=["decoder"], lora_target_modules=["encoder.layers.0.fc1"]),
+        "modules_to_save",
+        "holds the token embedding",
+    ),
+    "saved within a saved module": (
+        flat(modules_to_save=["decoder.layers.0", "decoder.layers.0.fc1"]),
+        "modules_to_save",
+        '"decoder.layers.0.fc1" lies in decoder.layers.0, and that is trained in full already',
+    ),
+    "saved in a frozen encoder too": (
+        flat(modules_to_save=["layer_norm"], freeze_encoder=True),
+        "modules_to_save",
+        "name the decoder's, such as decoder.layers.0.self_attn_layer_norm",
+    ),
     "saved in a frozen encoder": (
         flat(modules_to_save=["conv1"], freeze_encoder=True),
         "modules_to_save",

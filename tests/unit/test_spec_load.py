@@ -143,6 +143,7 @@ def test_local_paths_become_absolute_and_others_stay(folder, monkeypatch):
     assert load(folder, DATA).spec.training.base_model == "openai/whisper-medium.en"
 
 
+@pytest.mark.setting("lora_target_modules", "lora_rank_pattern")
 def test_o_proj_is_taken_to_mean_out_proj_everywhere_and_said(folder):
     content = DATA | {
         "lora_target_modules": ["q_proj", "o_proj", "out_proj"],
@@ -225,6 +226,7 @@ def test_a_resolved_spec_loads_to_an_equal_one_from_any_folder(folder, content, 
     assert [line.split(": ", 2)[2] for line in second.advice] == [line.split(": ", 2)[2] for line in first.advice]
 
 
+@pytest.mark.setting("lora_rank_pattern")
 def test_the_order_of_patterns_is_part_of_the_hash(folder):
     pattern = {"decoder.layers.*": 4, "fc1": 8}
     one = load(folder, DATA | {"lora_rank_pattern": pattern}).spec

@@ -52,6 +52,7 @@ def test_an_empty_folder_is_as_good_as_a_new_one(root: Path) -> None:
     assert files(root) == {"spec.json"}
 
 
+@pytest.mark.setting("outdir")
 def test_the_same_spec_claims_its_root_again_and_nothing_changes(root: Path) -> None:
     claim(root)
     (root / "data").mkdir()
@@ -60,6 +61,7 @@ def test_the_same_spec_claims_its_root_again_and_nothing_changes(root: Path) -> 
     assert files(root) == {"spec.json", "data/train.arrow"}
 
 
+@pytest.mark.setting("outdir")
 def test_another_spec_is_refused_with_the_settings_that_differ(root: Path) -> None:
     claim(root)
     begin(root)
@@ -119,11 +121,49 @@ def fill(root: Path) -> None:
         (root / name).write_text("theirs")
 
 
+@pytest.mark.setting("outdir")
 def test_overwriting_deletes_a_run_and_nothing_else(root: Path) -> None:
     fill(root)
     claim(root, overwrite=True, lora_r=4)
     assert files(root) == {"spec.json", "thesis.txt", "database/train.arrow", "spec.json.bak"}
     assert JobSpec.model_validate_json((root / "spec.json").read_text()).training.lora_r == 4
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {name: (root / name).read_bytes() for name in files(root)}
+
+
+@pytest.mark.setting("outdir")
+def test_without_that_word_nothing_is_deleted_or_changed(root: Path) -> None:
+    fill(root)
+    begin(root)
+    before = contents(root)
+    claim(root)
+    assert contents(root) == before, "the same spec goes on with what is there"
+    for other in ({"lora_r": 4}, {"seed": 1}, {"lora_alpha_pattern": {"fc1": 4}}):
+        with pytest.raises(InputError, match="--overwrite"):
+            claim(root, **other)
+        assert contents(root) == before
+
+
+@pytest.mark.setting("outdir")
+def test_a_run_goes_on_in_a_folder_of_another_name(root: Path) -> None:
+    claim(root)
+    begin(root)
+    root.rename(root.with_name("moved"))
+    claim(root.with_name("moved"))
+    with pytest.raises(InputError, match=r"training\.lora_r"):
+        claim(root.with_name("moved"), lora_r=4)
+
+
+@pytest.mark.setting("outdir")
+def test_results_go_to_outdir_itself_or_else_to_a_folder_named_by_the_spec() -> None:
+    named = JobSpec(training={"outdir": "/results/mine"}, storage={"uri": "s3://bucket/runs"})
+    plain = JobSpec(storage={"uri": "s3://bucket/runs/"})
+    assert named.root == "/results/mine"
+    assert plain.root == f"s3://bucket/runs/{plain.job_id}"
+    assert plain.sha256 == named.sha256
+    assert plain.job_id.endswith(plain.sha256[:8])
 
 
 def test_overwriting_takes_a_run_whose_spec_cannot_be_read(root: Path) -> None:
