@@ -197,7 +197,7 @@ class EventLog:
 
 
 class StopBell:
-    """Tells all workers to stop, as a Ray actor of coroutines: each worker waits in it, and threads would be too many."""
+    """Tells all workers to stop. A Ray actor of coroutines: each worker waits in it, and threads would be too many."""
 
     def __init__(self) -> None:
         self._rung = asyncio.Event()
