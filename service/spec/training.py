@@ -215,14 +215,14 @@ class TrainingConfig(Spec):
     """PEFT's LoraRuntimeConfig, as an object or a JSON string: `{"ephemeral_gpu_offload": true}`."""
 
     lora_init: Init = Field(default=True, examples=["orthogonal", "pissa_niter_16"])
-    """How A and B begin, by PEFT's names. All but false start at the base model. true (and null): PEFT's default, B = 0;
-    `gaussian` likewise. `orthogonal`: neither is 0 (even ranks only). false: random A and B, not the base model.
+    """How A and B begin, by PEFT's names. All but false start at the base model. true (and null): PEFT's default,
+    B = 0; `gaussian` likewise. `orthogonal`: neither is 0 (even ranks only). false: random A and B, not the base model.
     `pissa`, `pissa_niter_16` (a randomised SVD, much faster) and `olora` begin with the largest part of each weight,
-    `corda` with the part that most moves the outputs on `engine.init_clips` clips, `lora_ga` with the loss's gradient on
-    them; these four take what A and B hold out of the base, and the saved adapter has twice the rank, so that it fits
-    the untouched base. `eva`: A has the main directions of each module's inputs on those clips, and ranks move to where
-    they say most (up to twice `lora_r`; a module may lose its adapter), so it excludes `lora_rank_pattern`. `mica`
-    trains A alone, B stays at each weight's smallest singular vectors; not with DoRA. `loftq` is refused."""
+    `corda` with the part that moves the outputs on `engine.init_clips` clips most, `lora_ga` with the loss's gradient
+    on them; these four take what A and B hold out of the base, and the saved adapter has twice the rank, so that it
+    fits the untouched base. `eva`: A has the main directions of each module's inputs on those clips, and ranks move to
+    where they say most (up to twice `lora_r`; a module may lose its adapter), so it excludes `lora_rank_pattern`.
+    `mica` trains A alone, B stays at each weight's smallest singular vectors; not with DoRA. `loftq` is refused."""
 
     lora_rank_pattern: Pattern = Field(default=None, examples=[{"decoder.layers.0.encoder_attn.k_proj": 32}])
     """Ranks for single modules: an object from module name or regular expression to rank, also as a JSON string:

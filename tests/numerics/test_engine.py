@@ -84,7 +84,7 @@ def test_the_model_is_scored_at_eval_steps_and_at_the_end(run: Run) -> None:
 def test_checkpoints_stand_at_save_steps_and_with_every_evaluation(run: Run) -> None:
     expected = [3, 5, 6, 9, 10, 12, STEPS]
     assert [event["step"] for event in events(run.session, "checkpoint")] == expected
-    found = sorted(int(path.name.split("-")[1]) for path in (run.root / "checkpoints").iterdir())
+    found = sorted(int(path.name.split("-")[1]) for path in (run.root / "checkpoints").glob("checkpoint-*"))
     assert found == expected
 
 

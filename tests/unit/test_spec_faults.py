@@ -137,7 +137,7 @@ ONE_FAULT = {
         "no orthogonal start for the convolution",
     ),
     "refused initialisation": (flat(lora_init="loftq"), "lora_init", "is refused: it quantises the base"),
-    "unknown initialisation": (flat(lora_init="xavier"), "lora_init", "give true, false, gaussian or orthogonal"),
+    "unknown initialisation": (flat(lora_init="xavier"), "lora_init", "give true, false, gaussian, orthogonal, pissa"),
     "offload contradicted": (
         flat(use_dora=True, dora_ephemeral_offload=True, lora_runtime_config={"ephemeral_gpu_offload": False}),
         "dora_ephemeral_offload",
