@@ -6,6 +6,7 @@ Legend: N clips, B clips in a batch, T tokens, D a layer's inputs.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -175,7 +176,10 @@ def prepare_lora_ga(model: Any, config: LoraConfig, clips: InitClips) -> None:
             loss = forward_loss(model, batch, clips.device, freeze_encoder=clips.freeze_encoder)
             (loss / label_tokens([batch])).backward()
 
-    preprocess_loraga(model, config, backward)
+    with warnings.catch_warnings():
+        # The first layer's inputs need no gradient; its weights get theirs all the same.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        preprocess_loraga(model, config, backward)
     for name in config.target_modules or ():
         gradient = getattr(model.get_submodule(name), "_peft_loraga_grad", None)
         if gradient is None or not math.isfinite(float(gradient.abs().sum())):

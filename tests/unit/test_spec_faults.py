@@ -136,6 +136,31 @@ ONE_FAULT = {
         "lora_init",
         "no orthogonal start for the convolution",
     ),
+    "convolution, changed base": (
+        flat(lora_init="pissa", lora_target_modules=["conv1", "fc1"]),
+        "lora_init",
+        "no pissa start for the convolution",
+    ),
+    "DoRA with a fixed B": (flat(lora_init="mica", use_dora=True), "lora_init", "excludes use_dora"),
+    "eva over a rank pattern": (
+        flat(lora_init="eva", lora_rank_pattern={"fc1": 8}),
+        "lora_init",
+        "would overwrite lora_rank_pattern; leave one of the two out",
+    ),
+    "eva with flash attention": (
+        spec({"lora_init": "eva"}, engine={"attention": "flash_attention_2"}),
+        "engine.attention",
+        "looks at the clips in float32",
+    ),
+    "more ranks than directions": (flat(lora_init="pissa", lora_r=1025), "lora_r", "allows 1024 at most"),
+    "more ranks than directions of a gradient": (flat(lora_init="lora_ga", lora_r=513), "lora_r", "allows 512 at most"),
+    "more ranks than eva finds": (flat(lora_init="eva", lora_r=257), "lora_r", "allows 256 at most"),
+    "more ranks than directions, in a pattern": (
+        flat(lora_init="mica", lora_rank_pattern={"fc1": 2000}),
+        "lora_rank_pattern",
+        "allows 1024 at most",
+    ),
+    "pissa without iterations": (flat(lora_init="pissa_niter_"), "lora_init", "(or pissa_niter_16)"),
     "refused initialisation": (flat(lora_init="loftq"), "lora_init", "is refused: it quantises the base"),
     "unknown initialisation": (flat(lora_init="xavier"), "lora_init", "give true, false, gaussian, orthogonal, pissa"),
     "offload contradicted": (
