@@ -169,7 +169,8 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tiny: Path, tones:
 def test_the_last_checkpoints_are_kept_as_many_as_asked(tiny: Path, tones: Path, tmp_path: Path) -> None:
     spec = job(tiny, tones, tmp_path / "run", eval_steps=100, save_steps=1)
     run_engine(spec, keep=2)
-    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["checkpoint-6", "checkpoint-7"]
+    found = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert found == ["checkpoint-6", "checkpoint-7", "initial"]
 
 
 def test_weight_decay_and_clipping_have_their_effect(tiny: Path, tones: Path, tmp_path: Path) -> None:
