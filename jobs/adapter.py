@@ -1,4 +1,7 @@
-"""LoRA and DoRA adapters by PEFT: attaching them, and the proof that every one of them has learned."""
+"""LoRA and DoRA adapters by PEFT: attaching them, and the proof that every one of them has learned.
+
+Initialisations that PEFT's LoraConfig cannot give alone (they change the base, or look at data) are in jobs/inits.py.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,23 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, LoraRuntimeConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from service.errors import Fault, SpecError, VerificationError
-from service.spec.targets import AdaptedModule, adapted_modules, part_of, saved_modules
+from service.spec.targets import AdaptedModule, adapted_modules, in_encoder, part_of, saved_modules
 from service.spec.training import TrainingConfig
 from service.spec.whisper_dims import WhisperDims
 from service.spec.whisper_modules import EMBEDDING, modules
 
 ADAPTER_NAME = "default"
 CONVOLUTIONS = "encoder convolutions"
+SAVED = "saved in full"
+"""The part, beside those of service.spec.targets, that counts `modules_to_save`."""
+
+PLAIN_INITS = (True, False, "gaussian", "orthogonal")
+"""What LoraConfig does by itself, without touching the base."""
 
 
 def plan_adapter(training: TrainingConfig, dims: WhisperDims) -> list[AdaptedModule]:
@@ -43,7 +52,7 @@ def lora_config(training: TrainingConfig, adapted: list[AdaptedModule]) -> LoraC
         # whisper.cpp and openai-whisper have one matrix for embedding and output head.
         ensure_weight_tying=bool(saved_modules(training.modules_to_save, [EMBEDDING])),
         use_dora=training.use_dora,
-        init_lora_weights=training.lora_init,
+        init_lora_weights=training.lora_init if training.lora_init in PLAIN_INITS else True,
         rank_pattern={m.name: m.rank for m in adapted if m.rank != training.lora_r},
         alpha_pattern={m.name: m.alpha for m in adapted if m.alpha != training.lora_alpha},
         # Without a GPU PEFT dies on an assertion here; there it would have no effect anyway.
@@ -51,8 +60,17 @@ def lora_config(training: TrainingConfig, adapted: list[AdaptedModule]) -> LoraC
     )
 
 
-def attach(model: Any, training: TrainingConfig) -> tuple[Any, list[AdaptedModule]]:
+def attach(
+    model: Any, training: TrainingConfig, adapted: list[AdaptedModule] | None = None
+) -> tuple[Any, list[AdaptedModule]]:
     """Wrap a Whisper model with fresh adapters; everything else is frozen.
+
+    Other initialisations than PLAIN_INITS begin as `true` here; jobs.inits goes on from there.
+
+    Args:
+        model: the base.
+        training: the settings.
+        adapted: modules, ranks and alphas; without it those of the plan.
 
     Returns:
         the PeftModel, and what was adapted.
@@ -60,7 +78,8 @@ def attach(model: Any, training: TrainingConfig) -> tuple[Any, list[AdaptedModul
     Raises:
         SpecError: PEFT adapted other modules than the plan says, or the model cannot run with what was planned.
     """
-    adapted = plan_adapter(training, WhisperDims.from_config(model.config.to_dict()))
+    if adapted is None:
+        adapted = plan_adapter(training, WhisperDims.from_config(model.config.to_dict()))
     if convolutions := [module.name for module in adapted if module.part == CONVOLUTIONS]:
         # transformers' encoder asks the convolution for its stride, which PEFT's layer does not pass on.
         why = f"puts an adapter on {convolutions[0]}, and transformers' Whisper cannot run so; leave convolutions out"
@@ -71,6 +90,10 @@ def attach(model: Any, training: TrainingConfig) -> tuple[Any, list[AdaptedModul
     if found != expected:
         differing = ", ".join(sorted(found ^ expected)[:5])
         raise SpecError([Fault("training.lora_target_modules", f"PEFT and the plan disagree on {differing}")])
+    if training.freeze_encoder:
+        for name, wrapper in saved_in_full(wrapped):
+            if in_encoder(_short(name)):
+                wrapper.requires_grad_(False)
     return wrapped, adapted
 
 
@@ -93,6 +116,24 @@ def load_adapter(model: Any, folder: Path) -> Any:
 def lora_layers(model: Any) -> list[tuple[str, Any]]:
     """The adapted layers of a PeftModel as (full name, layer)."""
     return [(name, module) for name, module in model.named_modules() if ADAPTER_NAME in getattr(module, "lora_A", {})]
+
+
+def saved_in_full(model: Any) -> list[tuple[str, Any]]:
+    """The modules that are trained in full as (full name, wrapper); the output head is not named beside the embedding
+    whose matrix it shares."""
+    found: list[tuple[str, Any]] = []
+    seen: set[nn.Parameter] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            own = set(module.modules_to_save[ADAPTER_NAME].parameters())
+            if not own <= seen:
+                found.append((name, module))
+            seen |= own
+    return found
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("base_model.model.")
 
 
 def trainable_parameters(model: Any) -> list[tuple[str, nn.Parameter]]:
@@ -123,28 +164,50 @@ def _factors(layer: Any) -> LowRank:
 def coverage(model: Any, before: dict[str, LowRank]) -> dict[str, Any]:
     """Which modules were adapted, part by part, and how many did not move.
 
-    A module has moved when s * B @ A differs from where it began: with orthogonal, B is not zero to begin with.
+    A module has moved when s * B @ A differs from where it began: with orthogonal, B is not zero to begin with. One
+    that is trained in full has moved when a weight of it differs from the base's.
 
     Args:
         model: the trained PeftModel.
         before: its `snapshot` before the first step.
 
     Returns:
-        {"modules", "zero_updates", "unchanged": [names], "coverage": {part: {"adapted", "changed"}}}.
+        {"modules", "saved", "ranks": [smallest, largest], "zero_updates", "unchanged": [names], "coverage": {part:
+        {"adapted", "changed"}}}; `modules` have an adapter, `saved` are trained in full, and each is in one part.
     """
     parts: dict[str, dict[str, int]] = {}
     unchanged = []
+
+    def count(part: str, name: str, moved: bool) -> None:
+        numbers = parts.setdefault(part, {"adapted": 0, "changed": 0})
+        numbers["adapted"] += 1
+        numbers["changed"] += moved
+        if not moved:
+            unchanged.append(name)
+
     layers = lora_layers(model)
     for name, layer in layers:
         now, then = _factors(layer), before[name]
         moved = not torch.equal(now.scale * (now.b_OR @ now.a_RI), then.scale * (then.b_OR @ then.a_RI))
-        short = name.removeprefix("base_model.model.")
-        count = parts.setdefault(part_of(short), {"adapted": 0, "changed": 0})
-        count["adapted"] += 1
-        count["changed"] += moved
-        if not moved:
-            unchanged.append(short)
-    return {"modules": len(layers), "zero_updates": len(unchanged), "unchanged": unchanged, "coverage": parts}
+        count(part_of(_short(name)), _short(name), moved)
+    saved = [
+        (name, wrapper)
+        for name, wrapper in saved_in_full(model)
+        if any(parameter.requires_grad for parameter in wrapper.parameters())
+    ]
+    for name, wrapper in saved:
+        trained, base = wrapper.modules_to_save[ADAPTER_NAME].parameters(), wrapper.original_module.parameters()
+        moved = any(not torch.equal(one, other) for one, other in zip(trained, base, strict=True))
+        count(SAVED, _short(name), moved)
+    ranks = [layer.r[ADAPTER_NAME] for _, layer in layers]
+    return {
+        "modules": len(layers),
+        "saved": len(saved),
+        "ranks": [min(ranks), max(ranks)],
+        "zero_updates": len(unchanged),
+        "unchanged": unchanged,
+        "coverage": parts,
+    }
 
 
 def require_coverage(result: dict[str, Any]) -> None:
@@ -156,6 +219,7 @@ def require_coverage(result: dict[str, Any]) -> None:
     if result["zero_updates"]:
         shown = ", ".join(result["unchanged"][:5])
         raise VerificationError(
-            f"{result['zero_updates']} of {result['modules']} adapted modules did not change in training: {shown}. "
-            "Raise training.lr, train longer, or take them out of training.lora_target_modules"
+            f"{result['zero_updates']} of {result['modules'] + result['saved']} adapted modules did not change in "
+            f"training: {shown}. Raise training.lr, train longer, or take them out of training.lora_target_modules or "
+            "training.modules_to_save"
         )

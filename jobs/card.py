@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from service.artifacts import ADAPTER, MERGED, BaseModelRecord
 from service.spec.job import JobSpec
 from service.spec.languages import LANGUAGES
+from service.spec.training import CHANGES_BASE, init_family
 
 RATES = (("WER", "wer"), ("CER", "cer"), ("WER, raw text", "wer_raw"), ("CER, raw text", "cer_raw"))
 
@@ -102,6 +103,7 @@ def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: Ba
         f" the adapter of step {training['best_step']} was the best on the validation split.",
         f"{metrics['adapter']['modules']} modules adapted, all of them changed;"
         f" {metrics['adapter']['trainable_parameters']:,} parameters trained.",
+        *_beginning(spec.training.lora_init, metrics["adapter"]),
         "",
         "```json",
         json.dumps(
@@ -112,6 +114,20 @@ def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: Ba
         *_use(shown, folder),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _beginning(init: bool | str, adapter: dict[str, Any]) -> list[str]:
+    """What an initialisation made of the ranks that the settings say."""
+    lines = []
+    if init_family(init) in CHANGES_BASE:
+        lines.append(
+            f"`{init}` changed the base in training: the adapter here has twice the rank, and fits the untouched base."
+        )
+    if init == "eva":
+        smallest, largest = adapter["ranks"]
+        left_out = len(adapter["without_adapter"])
+        lines.append(f"`eva` gave ranks of {smallest} to {largest}, and left {left_out} modules without an adapter.")
+    return lines
 
 
 def _use(base: str, folder: str) -> list[str]:

@@ -253,9 +253,11 @@ class Events:
             self._hand_on(event)
 
     def flush(self) -> None:
-        """Hand on what the workers have said so far."""
+        """Hand on what the workers have said so far. Where Ray has gone, that is lost; the job's end tells of it."""
         with self._lock:
-            events = ray.get(self.log.take.remote())
+            events: list[dict[str, Any]] = []
+            with contextlib.suppress(ray.exceptions.RayError):
+                events = ray.get(self.log.take.remote())
             if events:
                 self._heard = time.monotonic()
             for event in events:
@@ -274,16 +276,14 @@ class Events:
         """Hand on the rest and stop."""
         self._stop.set()
         self._thread.join()
-        with contextlib.suppress(ray.exceptions.RayError):
-            self.flush()
+        self.flush()
 
     def _hand_on(self, event: dict[str, Any]) -> None:
         self._show({"time": datetime.now(UTC).isoformat(timespec="milliseconds")} | event)
 
     def _follow(self) -> None:
         while not self._stop.wait(_POLL_S):
-            with contextlib.suppress(ray.exceptions.RayError):
-                self.flush()
+            self.flush()
 
 
 def run_task(function: Callable[..., Any], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Any:

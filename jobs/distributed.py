@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 
 def together() -> bool:
@@ -52,10 +52,3 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     dist.all_reduce(flat)
     for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = piece.view_as(parameter)
-
-
-def broadcast(tensors: Sequence[Tensor]) -> None:
-    """Copy rank 0's values to all workers."""
-    if together():
-        for tensor in tensors:
-            dist.broadcast(tensor.data, src=0)

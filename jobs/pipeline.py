@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from rich.markup import escape
 
 from jobs import tasks
-from jobs.cluster import Events, Resources, connected, require_resources, run_task, run_tasks
+from jobs.cluster import Events, Resources, as_user_error, connected, require_resources, run_task, run_tasks
 from jobs.inputs import require_same_inputs
 from jobs.lock import sole_run
 from jobs.progress import Reporter
@@ -110,6 +111,8 @@ def _run(spec: JobSpec, root: Storage, reporter: Reporter, signals: StopSignals)
             stages = Stages(root, events.emit)
             job = Job(with_gpus(spec, resources), root, stages, events, resources, signals, await_resources)
             return {"train": _train_job, "evaluate": _evaluate_job}[spec.kind](job)
+        except ray.exceptions.RayError as error:
+            raise as_user_error(error) from error
         except JobFailedError as error:
             events.flush()
             for text in recorder.tracebacks:

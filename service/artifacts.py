@@ -4,7 +4,7 @@
   spec.json  events.jsonl  metrics.json  README.md  rejects.csv
   data/             the rows that were used, with their hash
   evaluation/       every utterance's reference and hypotheses
-  checkpoints/      as Ray Train keeps them
+  checkpoints/      as Ray Train keeps them, and initial/: how the adapter began
   tensorboard/      training curves
   adapter/          PEFT
   merged/           transformers checkpoint

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from service.errors import InfeasibleError
+from service.errors import EXIT_INTERRUPTED, InfeasibleError, failure_text
 from service.spec.flags import CONFIG_FLAG, NO_WARNINGS_FLAG
 from service.spec.job import JobSpec
 
@@ -49,7 +49,15 @@ def run_module(arguments: Sequence[str], *, output: str, debug: bool) -> int:
     """
     require_jobs_extra()
     command = [sys.executable, "-m", JOBS_MAIN, *arguments, "-o", output, *(["--debug"] if debug else [])]
-    return wait_for(command, os.environ | {"RAY_ADDRESS": "local"})
+    code = wait_for(command, os.environ | {"RAY_ADDRESS": "local"})
+    if code > 128 and code != EXIT_INTERRUPTED:
+        name = signal.Signals(code - 128).name
+        text = f"the job's process was ended by {name}, which the system sends where memory runs out"
+        if name != "SIGKILL":
+            text = f"the job's process was ended by {name}"
+        text += ". The same command goes on from the last checkpoint"
+        print(failure_text(text, [], code, as_json=output == "json"), file=sys.stderr)
+    return code
 
 
 def require_jobs_extra() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from service.memory import Memory, evaluation_memory, training_memory
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
-from service.spec.targets import PARTS, AdaptedModule, adapted_modules, saved_modules
+from service.spec.targets import PARTS, AdaptedModule, adapted_modules, in_encoder, saved_modules
+from service.spec.training import CHANGES_BASE, init_family
 from service.spec.whisper_dims import NotWhisperError, WhisperDims, dims_of
 from service.spec.whisper_modules import EMBEDDING, HEAD, modules, total_parameters
 
@@ -40,12 +41,14 @@ class Adapter:
     Attributes:
         parts: adapted modules and their parameters, by part of the model.
         saved: modules that are trained in full, and their parameters.
+        published_parameters: those of the saved adapter; an initialisation that changes the base doubles the ranks.
     """
 
     modules: int
     parts: dict[str, dict[str, int]]
     saved: dict[str, int]
     trainable_parameters: int
+    published_parameters: int
     base_parameters: int
 
     @property
@@ -91,6 +94,7 @@ def make_plan(spec: JobSpec) -> Plan:
         return Plan(spec.kind, spec.job_id, spec.root, rows, schedule, notes=notes)
     adapted = adapted_modules(spec.training, modules(dims))
     adapter = describe_adapter(spec, dims, adapted)
+    notes += _init_notes(spec, adapter)
     memory = Memory(
         training=training_memory(spec, dims, adapted, adapter.trainable_parameters),
         evaluation=evaluation_memory(spec, dims),
@@ -141,6 +145,7 @@ def describe_adapter(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedModu
         parts=parts,
         saved=saved,
         trainable_parameters=sum(module.parameters for module in adapted) + sum(saved.values()),
+        published_parameters=sum(module.published for module in adapted) + sum(saved.values()),
         base_parameters=total_parameters(dims),
     )
 
@@ -149,10 +154,27 @@ def _saved(spec: JobSpec, dims: WhisperDims) -> dict[str, int]:
     """Parameters of the modules that are trained in full; what lies inside another one counts once."""
     by_name = {module.name: module for module in modules(dims)}
     hits = saved_modules(spec.training.modules_to_save, by_name)
+    if spec.training.freeze_encoder:
+        hits = [name for name in hits if not in_encoder(name)]
     outer = [name for name in hits if not any(name.startswith(f"{other}.") for other in hits)]
     # The output head is the embedding's own matrix, and stays tied to it.
     outer = [name for name in outer if name != HEAD or EMBEDDING not in outer]
     return {name: by_name[name].parameters for name in outer}
+
+
+def _init_notes(spec: JobSpec, adapter: Adapter) -> list[str]:
+    init = spec.training.lora_init
+    if init == "eva":
+        return [
+            f"lora_init eva moves ranks between modules, up to {2 * spec.training.lora_r} in one, and may leave some "
+            "without an adapter: the parameters are known once it has looked at the clips"
+        ]
+    if init_family(init) in CHANGES_BASE:
+        return [
+            f"lora_init {init} changes the base in training; the saved adapter has twice the rank "
+            f"({adapter.published_parameters:,} parameters) and fits the untouched base"
+        ]
+    return []
 
 
 def _known_dims(base_model: str) -> WhisperDims | None:

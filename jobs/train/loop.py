@@ -17,17 +17,20 @@ from transformers import get_linear_schedule_with_warmup
 
 from jobs import distributed
 from jobs.adapter import (
-    attach,
     coverage,
     load_adapter,
+    lora_layers,
     require_coverage,
     snapshot,
     trainable_parameters,
 )
 from jobs.augment import Augmenter
 from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
+from jobs.convert import save_published
 from jobs.evaluate import evaluate, from_lines, to_lines
 from jobs.failures import inputs_that_were_there
+from jobs.init_data import InitClips
+from jobs.inits import begin, without_adapter
 from jobs.model import Whisper, load_whisper
 from jobs.score import summarise
 from jobs.train.checkpoint import (
@@ -35,7 +38,6 @@ from jobs.train.checkpoint import (
     adapter_state,
     random_states,
     read_checkpoint,
-    save_adapter,
     write_checkpoint,
 )
 from jobs.train.runtime import Runtime, make_runtime
@@ -148,17 +150,6 @@ class Trainer:
     def _prepare_training(self) -> None:
         seed_everything(self.settings.seed)  # the same adapters whether or not the base was scored just now
         total = sum(parameter.numel() for parameter in self.whisper.model.parameters())
-        self.model, self.adapted = attach(self.whisper.model, self.settings)
-        if self.spec.engine.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.before = snapshot(self.model)
-        self.parameters = [parameter for _, parameter in trainable_parameters(self.model)]
-        distributed.broadcast(self.parameters)
-        optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay)
-        warmup = self.settings.warmup_steps(self.steps)
-        self.scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.steps)
-        self.first_learning_step = 2 if warmup else 1  # a warm-up begins at a learning rate of 0
-        self.optimizer = self.runtime.prepare_optimizer(optimizer)
         self.loader = Loader(
             self.train_set,
             self.whisper.processor.feature_extractor,
@@ -168,6 +159,16 @@ class Trainer:
             augmenter=Augmenter(self.spec.augment, self.settings.seed),
             timestamps=self.spec.data.timestamps,
         )
+        self.model = begin(self.whisper.model, self.settings, self.storage, self.session.rank, self._init_clips)
+        if self.spec.engine.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.before = snapshot(self.model)
+        self.parameters = [parameter for _, parameter in trainable_parameters(self.model)]
+        optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay)
+        warmup = self.settings.warmup_steps(self.steps)
+        self.scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.steps)
+        self.first_learning_step = 2 if warmup else 1  # a warm-up begins at a learning rate of 0
+        self.optimizer = self.runtime.prepare_optimizer(optimizer)
         # Each worker drops out its own units; the seed of the order of rows is not touched by this.
         seed_everything(self.settings.seed + 1_000_003 * self.session.rank)
         self._resume()
@@ -177,7 +178,7 @@ class Trainer:
                 "event": "model",
                 "trainable_parameters": trainable,
                 "parameters": total,
-                "modules": len(self.adapted),
+                "modules": len(lora_layers(self.model)),
                 "steps": self.steps,
                 "resumed_from_step": self.progress.step,
                 "precision": self.runtime.precision,
@@ -193,6 +194,10 @@ class Trainer:
             folder = self.checkpoints.folder(step)
             self.progress, self.best = read_checkpoint(folder, self.model, self._parts(), self.session.rank)
             self.kept_step = step
+
+    def _init_clips(self) -> InitClips:
+        rows = self.schedule.order(0)[: self.spec.engine.init_clips].tolist()
+        return InitClips(rows, self.loader.make, self.runtime.device, self.settings.freeze_encoder)
 
     def _parts(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.runtime.scaler}
@@ -333,10 +338,11 @@ class Trainer:
         set_peft_model_state_dict(self.model, self.best)
         report = coverage(self.model, self.before)
         require_coverage(report)
+        report["without_adapter"] = without_adapter(self.model, self.settings)
         report["trainable_parameters"] = sum(parameter.numel() for parameter in self.parameters)
         if self.session.rank == 0:
             with self.storage.new_folder(ADAPTER) as folder:
-                save_adapter(folder, self.model, self.best)
+                save_published(folder, self.model, self.best, self.before)
         distributed.barrier()
         return report
 

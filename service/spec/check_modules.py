@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from service.spec.check_inits import init_rank_findings
 from service.spec.findings import Finding, Findings, advice
 from service.spec.settings import nearest
 from service.spec.targets import (
@@ -57,6 +58,7 @@ def module_findings(training: TrainingConfig, modules: Sequence[Module], dims: W
     else:
         yield from rank_findings(training, [module.name for module in adapted])
         yield from _conv_init(training, modules)
+        yield from init_rank_findings(training, adapted)
         for rank, limit in sorted({(m.rank, min(m.in_features, m.out_features)) for m in adapted}):
             if rank > limit:
                 message = f"exceeds {limit}, the rank of the weights themselves; a smaller one says as much"
@@ -202,11 +204,13 @@ def _pattern(
 
 
 def _conv_init(training: TrainingConfig, modules: Sequence[Module]) -> Findings:
-    if training.lora_init != "orthogonal":
+    if training.lora_init in (True, False, "gaussian"):
         return
     convs = [m.name for m in modules if m.kind == "conv1d" and matches_targets(training.lora_target_modules, m.name)]
     if convs and not training.freeze_encoder:
-        message = f"has no orthogonal start for the convolution {convs[0]}; take it out of lora_target_modules"
+        message = (
+            f"has no {training.lora_init} start for the convolution {convs[0]}; take it out of lora_target_modules"
+        )
         yield Finding(("training.lora_init", TARGETS), message, training.lora_init)
 
 

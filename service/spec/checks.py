@@ -7,6 +7,7 @@ from collections.abc import Callable
 from service.errors import SpecError
 from service.spec.base import Spec
 from service.spec.check_files import FILE_CHECKS
+from service.spec.check_inits import init_findings
 from service.spec.check_modules import module_findings, rank_findings
 from service.spec.findings import Finding, Findings, advice
 from service.spec.job import JobSpec
@@ -253,6 +254,7 @@ CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
         _credentials,
         _precision,
         _offload,
+        init_findings,
         _resources,
         _dataset,
         _trackers,

@@ -82,6 +82,10 @@ class EngineConfig(Spec):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
 
+    init_clips: Int = Field(default=64, ge=1)
+    """Clips of the training set that `lora_init` eva, corda and lora_ga look at before the training, unvaried and in
+    float32. The first ones in the order of the first epoch."""
+
     keep_checkpoints: Int = Field(default=2, ge=1)
     """How many of the last checkpoints are kept. Each carries the best adapter by WER so far, so that one is never
     lost."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from service.spec.training import TrainingConfig
+from service.spec.training import CHANGES_BASE, TrainingConfig, init_family
 from service.spec.whisper_modules import Module
 
 ALL_LINEAR = "all-linear"
@@ -37,16 +37,19 @@ class AdaptedModule:
     """One module with an adapter of its own.
 
     Attributes:
+        alpha: a whole number, until an initialisation moves ranks and the scaling is to stay.
         parameters: trainable ones: A, B and, with DoRA, the magnitudes.
+        published: those of the saved adapter.
     """
 
     name: str
     rank: int
-    alpha: int
+    alpha: float
     part: str
     in_features: int
     out_features: int
     parameters: int
+    published: int
 
     @property
     def scaling(self) -> float:
@@ -123,19 +126,28 @@ def rank_and_alpha(training: TrainingConfig, name: str) -> tuple[int, int]:
 def adapted_modules(training: TrainingConfig, modules: Sequence[Module]) -> list[AdaptedModule]:
     """Every module that gets an adapter, with its rank, alpha, part of the model and count of trainable parameters.
 
-    LoRA has r * (in * kernel + out) parameters on a module, DoRA out more: one magnitude per output row.
+    LoRA has r * (in * kernel + out) parameters on a module, DoRA out more: one magnitude per output row. MiCA trains
+    A alone. An adapter whose initialisation changes the base is published with twice the rank.
     """
+    factor = 2 if init_family(training.lora_init) in CHANGES_BASE else 1
     adapted = []
     for module in modules:
         if module.kind not in ADAPTABLE or not is_targeted(training, module.name):
             continue
         rank, alpha = rank_and_alpha(training, module.name)
-        count = rank * (module.in_features * module.kernel + module.out_features)
-        if training.use_dora:
-            count += module.out_features
+        fan_in, fan_out = module.in_features * module.kernel, module.out_features
+        magnitudes = fan_out if training.use_dora else 0
+        trained = rank * fan_in if training.lora_init == "mica" else rank * (fan_in + fan_out)
         adapted.append(
             AdaptedModule(
-                module.name, rank, alpha, part_of(module.name), module.in_features, module.out_features, count
+                name=module.name,
+                rank=rank,
+                alpha=alpha,
+                part=part_of(module.name),
+                in_features=module.in_features,
+                out_features=fan_out,
+                parameters=trained + magnitudes,
+                published=factor * rank * (fan_in + fan_out) + magnitudes,
             )
         )
     return adapted

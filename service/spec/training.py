@@ -14,17 +14,21 @@ from service.spec.languages import CODE_OF_NAME, LANGUAGES
 
 DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
-INITS = ("gaussian", "orthogonal")
+INITS = ("gaussian", "orthogonal", "pissa", "olora", "eva", "corda", "lora_ga", "mica")
 """Initialisations that are taken by name, beside true and false."""
 
+PISSA_NITER = r"pissa_niter_[1-9]\d*"
+"""PiSSA by a randomised SVD, with its number of iterations."""
+
+CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga")
+"""Those that take s * B0 @ A0 out of the base weights, so that training begins at the base model all the same."""
+
+READS_DATA = ("eva", "corda", "lora_ga")
+"""Those that look at clips of the training set first."""
+
 REFUSED_INITS = {
-    "pissa": "it changes the base weights, and a saved adapter would not fit the untouched base; not in this version",
-    "olora": "it changes the base weights, and a saved adapter would not fit the untouched base; not in this version",
-    "eva": "it needs a pass over the training data before the training; not in this version",
-    "corda": "it needs a pass over the training data before the training; not in this version",
-    "lora_ga": "without its own pass over the data it silently is plain LoRA; not in this version",
-    "mica": "not in this version",
-    "loftq": "it quantises the base, and no low-rank adapter carries that difference",
+    "loftq": "it quantises the base, and no low-rank adapter carries that difference; pissa also starts from the "
+    "base's own weights, without quantising them",
 }
 
 
@@ -69,24 +73,31 @@ def _as_runtime(value: Any) -> Any:
     return None if value == {} else value  # says nothing, so that it contradicts nothing
 
 
+def init_family(value: bool | str) -> bool | str:
+    """An initialisation without its parameters: `pissa_niter_16` is of the family `pissa`."""
+    return "pissa" if isinstance(value, str) and re.fullmatch(PISSA_NITER, value) else value
+
+
+def _unknown_init() -> PydanticCustomError:
+    known = f"{', '.join(INITS[:-1])} or {INITS[-1]}"
+    return PydanticCustomError(
+        "init", "is no known initialisation; give true, false, {known} (or pissa_niter_16)", {"known": known}
+    )
+
+
 def _as_init(value: Any) -> Any:
     value = True if value is None else parse_json_text(value)
     if not isinstance(value, bool | str):
-        raise PydanticCustomError(
-            "init", "is no known initialisation; give true, false, {known}", {"known": " or ".join(INITS)}
-        )
+        raise _unknown_init()
     return value
 
 
 def _check_init(value: bool | str) -> bool | str:
-    if isinstance(value, bool) or value in INITS:
+    if isinstance(value, bool) or init_family(value) in INITS:
         return value
-    family = "pissa" if value.startswith("pissa") else value
-    if family in REFUSED_INITS:
-        raise PydanticCustomError("init_refused", "is refused: {reason}", {"reason": REFUSED_INITS[family]})
-    raise PydanticCustomError(
-        "init", "is no known initialisation; give true, false, {known}", {"known": " or ".join(INITS)}
-    )
+    if value in REFUSED_INITS:
+        raise PydanticCustomError("init_refused", "is refused: {reason}", {"reason": REFUSED_INITS[value]})
+    raise _unknown_init()
 
 
 def _check_pattern(value: dict[str, int] | None) -> dict[str, int] | None:
@@ -102,7 +113,16 @@ Init = Annotated[
     bool | str,
     AfterValidator(_check_init),
     BeforeValidator(_as_init),
-    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string", "enum": list(INITS)}, {"type": "null"}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "boolean"},
+                {"type": "string", "enum": list(INITS)},
+                {"type": "string", "pattern": f"^{PISSA_NITER}$"},
+                {"type": "null"},
+            ]
+        }
+    ),
 ]
 Pattern = Annotated[dict[str, Annotated[Int, Field(ge=1)]] | None, AfterValidator(_check_pattern), JsonText]
 
@@ -199,9 +219,15 @@ class TrainingConfig(Spec):
     )
     """PEFT's LoraRuntimeConfig, as an object or a JSON string: `{"ephemeral_gpu_offload": true}`."""
 
-    lora_init: Init = Field(default=True, examples=["orthogonal"])
-    """How A and B begin. true (and null): PEFT's default, B = 0, so the start is the base model; `gaussian` likewise.
-    `orthogonal` too starts neutral (even ranks only). false starts from random A and B, not from the base model."""
+    lora_init: Init = Field(default=True, examples=["orthogonal", "pissa_niter_16"])
+    """How A and B begin, by PEFT's names. All but false start at the base model. true (and null): PEFT's default,
+    B = 0; `gaussian` likewise. `orthogonal`: neither is 0 (even ranks only). false: random A and B, not the base model.
+    `pissa`, `pissa_niter_16` (a randomised SVD, much faster) and `olora` begin with the largest part of each weight,
+    `corda` with the part that moves the outputs on `engine.init_clips` clips most, `lora_ga` with the loss's gradient
+    on them; these four take what A and B hold out of the base, and the saved adapter has twice the rank, so that it
+    fits the untouched base. `eva`: A has the main directions of each module's inputs on those clips, and ranks move to
+    where they say most (up to twice `lora_r`; a module may lose its adapter), so it excludes `lora_rank_pattern`.
+    `mica` trains A alone, B stays at each weight's smallest singular vectors; not with DoRA. `loftq` is refused."""
 
     lora_rank_pattern: Pattern = Field(default=None, examples=[{"decoder.layers.0.encoder_attn.k_proj": 32}])
     """Ranks for single modules: an object from module name or regular expression to rank, also as a JSON string:

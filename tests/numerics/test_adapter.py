@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine import batch_of, fill_adapters, logits_of
+from engine import batch_of, fill_adapters, job, logits_of
 from peft import PeftModel
 from transformers import WhisperForConditionalGeneration
 
@@ -23,6 +23,7 @@ from jobs.adapter import (
 )
 from jobs.train.checkpoint import adapter_state, save_adapter
 from service.errors import SpecError, VerificationError
+from service.plan import make_plan
 from service.spec.training import TrainingConfig
 from service.spec.whisper_dims import WhisperDims
 
@@ -164,6 +165,33 @@ class TestCoverage:
         before = snapshot(model)
         fill_adapters(model, 0.01)
         assert coverage(model, before)["zero_updates"] == 0
+
+    def test_a_module_trained_in_full_is_counted_apart_and_must_move_too(self, tiny: Path) -> None:
+        model = adapted(tiny, modules_to_save=["embed_tokens", "decoder.layer_norm"])
+        before = snapshot(model)
+        fill_adapters(model, 0.01)
+        result = coverage(model, before)
+        assert (result["modules"], result["saved"], result["zero_updates"]) == (32, 2, 0)
+        assert result["coverage"]["saved in full"] == {"adapted": 2, "changed": 2}
+        wrapper = model.get_base_model().model.decoder.embed_tokens
+        wrapper.modules_to_save["default"].weight.data = wrapper.original_module.weight.data.clone()
+        result = coverage(model, before)
+        assert result["unchanged"] == ["model.decoder.embed_tokens"]
+        assert result["coverage"]["saved in full"] == {"adapted": 2, "changed": 1}
+        with pytest.raises(VerificationError, match=r"1 of 34 adapted modules did not change .*embed_tokens"):
+            require_coverage(result)
+
+    def test_a_frozen_encoder_keeps_its_saved_modules_out(self, tiny: Path) -> None:
+        settings: dict[str, Any] = {"modules_to_save": ["layer_norm"], "freeze_encoder": True}
+        model = adapted(tiny, **settings)
+        assert not any(".encoder." in name for name, _ in trainable_parameters(model))
+        before = snapshot(model)
+        fill_adapters(model, 0.01)
+        result = coverage(model, before)
+        assert (result["saved"], result["zero_updates"]) == (7, 0)
+        plan = make_plan(job(tiny, tiny, tiny, **settings)).adapter
+        assert plan is not None
+        assert plan.trainable_parameters == sum(p.numel() for _, p in trainable_parameters(model))
 
 
 class TestLoading:

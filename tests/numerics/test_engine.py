@@ -74,7 +74,7 @@ def test_the_model_is_scored_at_eval_steps_and_at_the_end(run: Run) -> None:
 def test_checkpoints_stand_at_save_steps_and_with_every_evaluation(run: Run) -> None:
     expected = [3, 5, 6, 9, 10, 12, STEPS]
     assert [event["step"] for event in events(run.session, "checkpoint")] == expected
-    found = sorted(int(path.name.split("-")[1]) for path in (run.root / "checkpoints").iterdir())
+    found = sorted(int(path.name.split("-")[1]) for path in (run.root / "checkpoints").glob("checkpoint-*"))
     assert found == expected
 
 
@@ -162,7 +162,8 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tiny: Path, tones:
 def test_the_last_checkpoints_are_kept_as_many_as_asked(tiny: Path, tones: Path, tmp_path: Path) -> None:
     spec = job(tiny, tones, tmp_path / "run", eval_steps=100, save_steps=1)
     run_engine(spec, keep=2)
-    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["checkpoint-6", "checkpoint-7"]
+    found = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert found == ["checkpoint-6", "checkpoint-7", "initial"]
 
 
 @pytest.mark.setting("engine.weight_decay", "engine.max_grad_norm")

@@ -39,7 +39,7 @@ def spec_of(tiny: Path, tones: Path, root: Path, **settings: Any) -> JobSpec:
 def stop_after(spec: JobSpec, step: int, root: Path) -> TrainTask:
     """The run as it was when it had kept that step's checkpoint; 0: before the first one."""
     shutil.copytree(spec.root, root)
-    for path in (root / "checkpoints").iterdir():
+    for path in (root / "checkpoints").glob("checkpoint-*"):
         if int(path.name.split("-")[1]) > step:
             shutil.rmtree(path)
     shutil.rmtree(root / "adapter")
@@ -51,13 +51,14 @@ def stop_after(spec: JobSpec, step: int, root: Path) -> TrainTask:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Adapter, transcripts and the state of the last checkpoint are equal to the last bit."""
-    for name in ("adapter", *(f"checkpoints/{path.name}/adapter" for path in (other / "checkpoints").iterdir())):
+    kept = [path.name for path in (other / "checkpoints").glob("checkpoint-*")]
+    for name in ("adapter", *(f"checkpoints/{each}/adapter" for each in kept)):
         first, second = saved_adapter(one / name), saved_adapter(other / name)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first), name
     for name in ("base", "tuned"):
         assert (one / f"evaluation/{name}.jsonl").read_bytes() == (other / f"evaluation/{name}.jsonl").read_bytes()
-    last = max((other / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1])).name
+    last = max(kept, key=lambda name: int(name.split("-")[1]))
     states = [torch.load(root / "checkpoints" / last / "state.pt") for root in (one, other)]
     assert repr(states[0]["parts"]["scheduler"]) == repr(states[1]["parts"]["scheduler"])
     assert states[0]["progress"] == states[1]["progress"]

@@ -104,3 +104,14 @@ def test_each_folder_has_the_card_of_what_lies_in_it(folder: str, library: str, 
 def test_a_model_that_is_no_better_says_so() -> None:
     text = card(promoted=False, promotion_reasons=["its WER, 60.0%, is not below the base model's, 50.0%"]).text
     assert "Not promoted: its WER, 60.0%, is not below the base model's, 50.0%." in text
+
+
+def test_it_says_what_became_of_the_ranks() -> None:
+    def text(init: str) -> str:
+        spec = job("openai/whisper-tiny", Path("/data"), Path("/run"), lora_init=init)
+        adapter = {"modules": 30, "trainable_parameters": 9, "ranks": [3, 7], "without_adapter": ["a", "b"]}
+        return str(card(spec=spec, adapter=adapter))
+
+    assert "`pissa_niter_4` changed the base in training: the adapter here has twice the rank" in text("pissa_niter_4")
+    assert "`eva` gave ranks of 3 to 7, and left 2 modules without an adapter." in text("eva")
+    assert "twice the rank" not in text("eva") + text("mica")

@@ -76,6 +76,25 @@ def test_what_the_schedule_tells_is_noted(folder):
     assert any("one step per epoch" in note for note in notes)
 
 
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "corda", "lora_ga"])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_an_initialisation_that_changes_the_base_doubles_what_is_published(folder, init, use_dora):
+    plain, plan = (make_plan(job(lora_init=each, use_dora=use_dora)) for each in (True, init))
+
+    assert plan.adapter.trainable_parameters == plain.adapter.trainable_parameters == plain.adapter.published_parameters
+    magnitudes = plain.adapter.trainable_parameters - make_plan(job()).adapter.trainable_parameters if use_dora else 0
+    assert plan.adapter.published_parameters == 2 * (plan.adapter.trainable_parameters - magnitudes) + magnitudes
+    assert any(f"({plan.adapter.published_parameters:,} parameters) and fits the untouched" in n for n in plan.notes)
+
+
+def test_eva_leaves_the_ranks_open_and_mica_trains_a_alone(folder):
+    plain, eva, mica = (make_plan(job(lora_init=init)) for init in (True, "eva", "mica"))
+
+    assert any("up to 32 in one" in note for note in eva.notes)
+    assert mica.adapter.trainable_parameters < plain.adapter.trainable_parameters
+    assert mica.adapter.published_parameters == plain.adapter.published_parameters
+
+
 def test_the_plan_is_json(folder):
     content = json.loads(json.dumps(make_plan(job(use_dora=True, modules_to_save=["embed_tokens"])).as_dict()))
 
