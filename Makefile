@@ -1,5 +1,6 @@
 # make demo    set up, then run the main job on this machine: speech in, a better Whisper out
 # make test    set up, then lint, type-check and test
+# make test-faults  set up, then kill, stop, starve and fill up jobs at every moment (half an hour)
 # make setup   only the environment
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -9,7 +10,7 @@ TORCH ?= "torch>=2.13,<2.14"
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test setup lint docs constraints clean
+.PHONY: demo test test-faults setup lint docs constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -20,7 +21,10 @@ demo: $(VENV)/.demo
 	$(BIN)/whisper-jobs run configs/demo.yaml --overwrite
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not faults"
+
+test-faults: $(VENV)/.test
+	$(BIN)/python -m pytest tests/faults
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import json
 import os
@@ -11,13 +10,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from disks import small_disk
 from engine import job, read_lines, run_engine, saved_adapter
 from planning import Faults
 from running import CLI, Finished, processes_of, steps_of, wait_until, write
@@ -174,19 +173,6 @@ def _ended(faults: Faults, *arguments: Any) -> tuple[int, str, str, float]:
     finished = faults.run(*arguments)
     (faults.folder / "driver.pid").write_text(driver)
     return finished.code, finished.stdout, finished.stderr, 0.0
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A file system of that size in memory."""
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system takes root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_a_full_disk_ends_the_job_and_with_room_it_goes_on(

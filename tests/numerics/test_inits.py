@@ -236,7 +236,7 @@ def clips_of(tones: Path, tiny: Path, count: int = 13) -> InitClips:
 def began(tiny: Path, tones: Path, folder: Path, training: TrainingConfig) -> Any:
     """A model with adapters as a run gets it."""
     torch.manual_seed(0)
-    scratch, storage = folder / "scratch", Storage(str(folder / "root"))
+    storage = Storage(str(folder / "root"))
     return inits.begin(base_model(tiny), training, storage, 0, lambda: clips_of(tones, tiny))
 
 

@@ -19,6 +19,13 @@ CODES = {
     "NotFinishedError": 6,
     "InfeasibleError": 9,
     "VerificationError": 10,
+    "StorageError": 11,
+    "OutOfMemoryError": 12,
+    "DivergedError": 13,
+    "HungError": 14,
+    "InputLostError": 15,
+    "WorkerLostError": 16,
+    "InterruptedByUserError": 130,
 }
 FAULTS = [Fault("training.lr", "is too large", 2.0), Fault("training.train_csv", "is missing")]
 
