@@ -7,6 +7,7 @@ state.pt    optimizer, schedule, loss scale, step, history, and every worker's r
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from dataclasses import asdict, dataclass, field
@@ -96,8 +97,9 @@ def write_checkpoint(
         "parts": {name: part.state_dict() for name, part in parts.items() if part is not None},
         "random": random_states_by_rank,
     }
-    with open(folder / STATE, "wb") as file:  # given a path, torch reports a full disk as a fault of its own
-        torch.save(state, file)
+    content = io.BytesIO()  # torch reports a disk that is full as a fault of its own
+    torch.save(state, content)
+    (folder / STATE).write_bytes(content.getbuffer())
 
 
 def read_checkpoint(

@@ -43,11 +43,6 @@ def raised(work: Any) -> BaseException:
     return caught.value
 
 
-def torch_save(path: Path) -> None:
-    with open(path, "wb") as file:
-        torch.save(torch.zeros(1 << 20), file)
-
-
 def write_arrow(path: Path) -> None:
     rows = pa.record_batch({"a": pa.array(range(1 << 18))})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, rows.schema) as writer:
@@ -58,7 +53,6 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "Python": lambda path: path.write_bytes(bytes(1 << 20)),
     "Storage": lambda path: Storage(str(path.parent)).write_bytes(path.name, bytes(1 << 20)),
     "Arrow": write_arrow,
-    "torch": torch_save,
     "safetensors": lambda path: save_file({"a": torch.zeros(1 << 20)}, path),
 }
 
