@@ -36,13 +36,13 @@ def plan_adapter(training: TrainingConfig, dims: WhisperDims) -> list[AdaptedMod
     return adapted_modules(training, modules(dims))
 
 
-def lora_config(training: TrainingConfig, adapted: list[AdaptedModule]) -> LoraConfig:
-    """PEFT's configuration for these modules.
+def lora_config(training: TrainingConfig, adapted: list[AdaptedModule], *, on_gpu: bool = False) -> LoraConfig:
+    """PEFT's configuration for these modules, of a model that is or is not on a GPU.
 
     Names, ranks and alphas are written out in full. PEFT would match patterns itself, but accepts a key that matches
     nothing, and the saved adapter_config.json then says exactly what was trained.
     """
-    offload = training.ephemeral_gpu_offload and torch.cuda.is_available()
+    offload = training.ephemeral_gpu_offload and on_gpu
     return LoraConfig(
         r=training.lora_r,
         lora_alpha=training.lora_alpha,
@@ -84,7 +84,8 @@ def attach(
         # transformers' encoder asks the convolution for its stride, which PEFT's layer does not pass on.
         why = f"puts an adapter on {convolutions[0]}, and transformers' Whisper cannot run so; leave convolutions out"
         raise SpecError([Fault("training.lora_target_modules", why)])
-    wrapped = get_peft_model(model, lora_config(training, adapted))
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    wrapped = get_peft_model(model, lora_config(training, adapted, on_gpu=on_gpu))
     found = {name.removeprefix("base_model.model.") for name, _ in lora_layers(wrapped)}
     expected = {module.name for module in adapted}
     if found != expected:

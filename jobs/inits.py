@@ -24,12 +24,13 @@ from jobs import distributed
 from jobs.adapter import ADAPTER_NAME, attach, lora_config, lora_layers, plan_adapter
 from jobs.init_data import InitClips, eva_directions, prepare_corda, prepare_lora_ga
 from jobs.train.checkpoint import WEIGHTS, adapter_state, save_adapter
+from jobs.train.store import fault_of, seal
 from service.artifacts import CHECKPOINTS
 from service.errors import InputError
 from service.spec.targets import AdaptedModule, matches_targets
 from service.spec.training import CHANGES_BASE, TrainingConfig, init_family
 from service.spec.whisper_dims import WhisperDims
-from service.storage import Storage
+from service.storage import Storage, sha256_of
 
 INITIAL = f"{CHECKPOINTS}/initial"
 
@@ -69,11 +70,12 @@ def begin(model: Any, training: TrainingConfig, storage: Storage, rank: int, cli
     """
     wrapped = None
     # One worker looks: on a network file system the others' look would hide the file from them for a while.
-    if not distributed.gather([rank == 0 and storage.exists(INITIAL)])[0]:
+    if not distributed.gather([rank == 0 and fault_of(storage.local(INITIAL)) is None])[0]:
         if rank == 0:
             wrapped = make(model, training, clips)
             with storage.new_folder(INITIAL) as folder:
                 save_adapter(folder, wrapped, adapter_state(wrapped))
+                seal(folder)
         distributed.barrier()
     folder = storage.local(INITIAL)
     if wrapped is None:
@@ -87,6 +89,11 @@ def begin(model: Any, training: TrainingConfig, storage: Storage, rank: int, cli
         if init_family(training.lora_init) in CHANGES_BASE:
             subtract_start(layer)
     return wrapped
+
+
+def initial_sha256(storage: Storage) -> str:
+    """SHA-256 of the run's initial state: what its checkpoints are to be read over."""
+    return sha256_of(storage.local(INITIAL) / WEIGHTS)
 
 
 def make(model: Any, training: TrainingConfig, clips: Callable[[], InitClips]) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -121,6 +123,7 @@ class Recorder:
     def __init__(self, root: Storage, reporter: Reporter) -> None:
         self._path = root.local(artifacts.EVENTS)
         self._reporter = reporter
+        _end_with_a_line(self._path)
         self._lost = False
         self.tracebacks: list[str] = []
 
@@ -141,6 +144,13 @@ class Recorder:
                     text = f"[yellow]warning[/yellow]: {escape(str(self._path))} cannot be written ({reason})"
                     self._reporter.show({"event": "notice", "text": text})
                 self._lost = True
+
+
+def _end_with_a_line(path: Path) -> None:
+    """Cut off what a process that was killed has left of a line."""
+    with contextlib.suppress(OSError), open(path, "r+b") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
 
 
 class Stages:

@@ -30,6 +30,8 @@ WEIGHTS = "adapter_model.safetensors"
 class Progress:
     """How far a run has come."""
 
+    initial: str = ""
+    """SHA-256 of the adapter's initial state."""
     step: int = 0
     evaluated: int = 0
     """The last step whose evaluation is done: a run may be stopped between a step and its evaluation."""

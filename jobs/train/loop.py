@@ -30,7 +30,7 @@ from jobs.convert import save_published
 from jobs.evaluate import evaluate, from_lines, to_lines
 from jobs.failures import inputs_that_were_there
 from jobs.init_data import InitClips
-from jobs.inits import begin, without_adapter
+from jobs.inits import INITIAL, begin, initial_sha256, without_adapter
 from jobs.model import Whisper, load_whisper
 from jobs.score import summarise
 from jobs.train.checkpoint import (
@@ -45,7 +45,7 @@ from jobs.train.session import Session
 from jobs.train.step import forward_loss
 from jobs.train.store import CheckpointStore
 from service.artifacts import ADAPTER, BASE_LINES, TUNED_LINES
-from service.errors import DivergedError, StoppedError
+from service.errors import DivergedError, JobFailedError, StoppedError
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -189,11 +189,15 @@ class Trainer:
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one; one worker looks, as above."""
         found = self.checkpoints.newest() if self.session.rank == 0 else None
-        step = distributed.gather([found])[0]
+        step, initial = distributed.gather([found])[0], initial_sha256(self.storage)
         if step is not None:
             folder = self.checkpoints.folder(step)
             self.progress, self.best = read_checkpoint(folder, self.model, self._parts(), self.session.rank)
             self.kept_step = step
+            if self.progress.initial != initial:
+                where = self.storage.path(INITIAL)
+                raise JobFailedError(f"{where}: is not what the checkpoints began from; --overwrite begins anew")
+        self.progress.initial = initial
 
     def _init_clips(self) -> InitClips:
         rows = self.schedule.order(0)[: self.spec.engine.init_clips].tolist()

@@ -41,29 +41,17 @@ class CheckpointStore:
         """Keep a checkpoint, and remove those that are too many."""
         with self._storage.new_folder(_name(step)) as folder:
             write(folder)
-            seal(folder, step)
+            seal(folder)
         for old in self.steps()[: -self._keep]:
             self._storage.remove(_name(old))
 
     def newest(self) -> int | None:
         """The step of the newest whole checkpoint; torn ones are named and passed over."""
         for step in reversed(self.steps()):
-            fault = self.fault_of(step)
+            fault = fault_of(self.folder(step))
             if fault is None:
                 return step
             self._tell(f"checkpoint {step} is passed over: {fault}")
-        return None
-
-    def fault_of(self, step: int) -> str | None:
-        """What is wrong with a checkpoint; None: nothing."""
-        try:
-            content: dict[str, Any] = json.loads((self.folder(step) / SEAL).read_text())
-            for name, (size, digest) in content["files"].items():
-                path = self.folder(step) / name
-                if path.stat().st_size != size or sha256_of(path) != digest:
-                    return f"{name} is not what was written"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"it is not complete ({error})"
         return None
 
     def folder(self, step: int) -> Path:
@@ -71,11 +59,24 @@ class CheckpointStore:
         return self._storage.local(_name(step))
 
 
-def seal(folder: Path, step: int) -> None:
-    """Write down what a checkpoint's files are."""
+def seal(folder: Path) -> None:
+    """Write down what a folder's files are."""
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     content = {name: [path.stat().st_size, sha256_of(path)] for name, path in files.items() if name != SEAL}
-    (folder / SEAL).write_text(json.dumps({"step": step, "files": content}, indent=2) + "\n")
+    (folder / SEAL).write_text(json.dumps({"files": content}, indent=2) + "\n")
+
+
+def fault_of(folder: Path) -> str | None:
+    """What is wrong with a sealed folder; None: nothing."""
+    try:
+        content: dict[str, Any] = json.loads((folder / SEAL).read_text())
+        for name, (size, digest) in content["files"].items():
+            path = folder / name
+            if path.stat().st_size != size or sha256_of(path) != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it is not complete ({error})"
+    return None
 
 
 _PREFIX = "checkpoint-"

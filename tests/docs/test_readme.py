@@ -71,3 +71,14 @@ def test_every_link_of_the_readme_leads_to_a_file() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_fault_in_the_readme_names_tests_that_exist() -> None:
+    section = README.split("## When something goes wrong")[1].split("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 15
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for row in rows:
+        names = re.findall(r"`(test_\w+)`", row.split("|")[4])
+        assert names, row
+        assert [name for name in names if f"def {name}(" not in sources] == []

@@ -21,7 +21,7 @@ from engine import job, read_lines, run_engine, saved_adapter
 from planning import Faults
 from running import CLI, Finished, processes_of, steps_of, wait_until, write
 
-from jobs.train.store import CheckpointStore
+from jobs.train.store import CheckpointStore, fault_of
 from service.artifacts import verify
 from service.spec.job import JobSpec
 from service.storage import LOCK, Storage
@@ -43,7 +43,7 @@ def arguments_of(spec: JobSpec, folder: Path) -> tuple[Any, ...]:
 def intact(root: Path) -> list[int]:
     """Steps of the checkpoints; all of them must be whole."""
     store = CheckpointStore(Storage(str(root)), keep=2)
-    assert [fault for step in store.steps() if (fault := store.fault_of(step))] == []
+    assert [fault for step in store.steps() if (fault := fault_of(store.folder(step)))] == []
     return store.steps()
 
 

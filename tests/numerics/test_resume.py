@@ -21,7 +21,7 @@ from jobs.train.checkpoint import random_states, restore_random_states
 from jobs.train.loop import TrainTask, train
 from jobs.train.session import LocalSession
 from jobs.train.store import seal
-from service.errors import DivergedError, StoppedError
+from service.errors import DivergedError, JobFailedError, StoppedError
 from service.spec.job import JobSpec
 
 CASES: dict[str, dict[str, Any]] = {
@@ -123,7 +123,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_checkpoints(
     state = saved_adapter(weights.parent)
     name = next(name for name in state if "decoder.layers.1.fc2.lora_B" in name)
     save_file(state | {name: torch.full_like(state[name], torch.inf)}, weights)
-    seal(weights.parents[1], 4)
+    seal(weights.parents[1])
 
     def kept() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in (tmp_path / "run/checkpoints").rglob("*") if path.is_file()}
@@ -188,7 +188,7 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_is_taken(
 
 def test_where_all_checkpoints_are_torn_the_training_begins_anew(plain: JobSpec, tmp_path: Path) -> None:
     task = stop_after(plain, 5, tmp_path / "run")
-    for checkpoint in (tmp_path / "run/checkpoints").iterdir():
+    for checkpoint in (tmp_path / "run/checkpoints").glob("checkpoint-*"):
         tear_a_bit(checkpoint)
     session = LocalSession()
     train(task, session)
@@ -196,6 +196,21 @@ def test_where_all_checkpoints_are_torn_the_training_begins_anew(plain: JobSpec,
     assert model["resumed_from_step"] == 0
     assert len(events(session, "notice")) == 3
     assert_same_run(Path(plain.root), tmp_path / "run")
+
+
+def test_an_initial_state_that_was_damaged_is_made_again_or_the_run_ends(plain: JobSpec, tmp_path: Path) -> None:
+    initial = "checkpoints/initial/adapter_model.safetensors"
+    task = stop_after(plain, 5, tmp_path / "again")
+    (tmp_path / "again" / initial).write_bytes(b"torn")
+    train(task, LocalSession())
+    assert_same_run(Path(plain.root), tmp_path / "again")
+
+    task = stop_after(plain, 5, tmp_path / "other")
+    state = saved_adapter((tmp_path / "other" / initial).parent)
+    save_file({name: tensor + 1 for name, tensor in state.items()}, tmp_path / "other" / initial)
+    seal((tmp_path / "other" / initial).parent)
+    with pytest.raises(JobFailedError, match="initial: is not what the checkpoints began from; --overwrite begins"):
+        train(task, LocalSession())
 
 
 class Stops:

@@ -324,13 +324,10 @@ class TestOffload:
     @pytest.mark.setting("dora_ephemeral_offload", "lora_runtime_config")
     @pytest.mark.parametrize("has_gpu", [False, True], ids=["CPU", "GPU"])
     @pytest.mark.parametrize("settings", [{}, {"lora_runtime_config": {}}, *OFFLOADS.values()], ids=str)
-    def test_peft_is_told_where_there_is_a_gpu(
-        self, tiny: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], has_gpu: bool
-    ) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    def test_peft_is_told_where_there_is_a_gpu(self, tiny: Path, settings: dict[str, Any], has_gpu: bool) -> None:
         training = TrainingConfig(use_dora=True, **settings)
         plan = plan_adapter(training, WhisperDims.from_config(base_model(tiny).config.to_dict()))
-        told = lora_config(training, plan).runtime_config.ephemeral_gpu_offload
+        told = lora_config(training, plan, on_gpu=has_gpu).runtime_config.ephemeral_gpu_offload
         assert told is (has_gpu and settings in OFFLOADS.values())
 
     @pytest.mark.setting("dora_ephemeral_offload", "lora_runtime_config")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import small_disk
 from engine import job, read_lines
 from rich.console import Console
 
@@ -262,3 +263,20 @@ def test_events_are_kept_but_those_that_only_move_a_bar(root: Path) -> None:
     assert "logged" not in json.dumps(kept)
     assert recorder.tracebacks == ["Traceback: ñ"]
     assert "train  two workers" in screen.getvalue()
+
+
+def test_a_line_that_was_cut_off_in_mid_writing_is_cut_away(root: Path) -> None:
+    root.mkdir()
+    (root / "events.jsonl").write_text('{"event": "stage"}\n{"event": "st')
+    recorder = Recorder(Storage(str(root)), Reporter(Console(file=io.StringIO())))
+    recorder.take({"event": "checkpoint", "step": 3})
+    assert [event["event"] for event in read_lines(root / "events.jsonl")] == ["stage", "checkpoint"]
+
+
+def test_events_that_cannot_be_written_are_missed_once_and_nothing_ends(tmp_path: Path) -> None:
+    said = io.StringIO()
+    with small_disk(tmp_path / "disk", "4k"):
+        recorder = Recorder(Storage(str(tmp_path / "disk")), Reporter(Console(file=said, width=500)))
+        for _ in range(300):
+            recorder.take({"event": "checkpoint", "step": 3, "filler": "x" * 100})
+    assert said.getvalue().count("events.jsonl cannot be written (No space left on device)") == 1
