@@ -116,13 +116,16 @@ def resources_for(spec: JobSpec) -> Resources:
     return Resources(asked.workers, asked.cpus_per_worker, gpus)
 
 
-def require_resources(spec: JobSpec, *, local: bool, tell: Callable[[str], None]) -> Resources:
+def require_resources(
+    spec: JobSpec, *, local: bool, tell: Callable[[str], None], check: Callable[[], None] = lambda: None
+) -> Resources:
     """Wait until the cluster can hold the job; an autoscaler is told what is asked for.
 
     Args:
         spec: the job.
         local: whether Ray is a local one of our own.
         tell: takes a line for whoever watches.
+        check: called again and again; what it raises ends the wait.
 
     Raises:
         InfeasibleError: it cannot, within `resources.wait_s` (at once on a local Ray, which never grows).
@@ -152,7 +155,8 @@ def require_resources(spec: JobSpec, *, local: bool, tell: Callable[[str], None]
                 f"resources: {needed.workers} workers ask for {missing}; {where} has no more. "
                 "Lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
             )
-        time.sleep(min(5.0, max(_POLL_S, deadline - time.monotonic())))
+        check()
+        time.sleep(min(1.0, max(_POLL_S, deadline - time.monotonic())))
 
 
 def _missing(needed: Resources) -> str:
@@ -286,20 +290,22 @@ class Events:
             self.flush()
 
 
-def run_task(function: Callable[..., Any], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Any:
-    """Run a function as a Ray task and return what it returns.
-
-    Raises:
-        WhisperJobsError: as the function raised it.
-        WorkerLostError: its process died, each time that it was tried.
-    """
-    return run_tasks(function, [arguments], cpus=cpus, gpus=gpus)[0]
-
-
 def run_tasks(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, cpus: float = 1, gpus: float = 0
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    *,
+    cpus: float = 1,
+    gpus: float = 0,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Any]:
     """Run a function as one Ray task per tuple of arguments; those whose process dies are tried again.
+
+    Args:
+        function: runs in another process.
+        calls: the arguments of each call.
+        cpus: CPUs of each task.
+        gpus: GPUs of each task.
+        check: called again and again while they run; what it raises ends the wait.
 
     Raises:
         WhisperJobsError: as one of them raised it.
@@ -309,6 +315,8 @@ def run_tasks(
     tasks = [task.remote(*arguments) for arguments in calls]
     for tries_left in reversed(range(_TRIES)):
         for index, arguments in enumerate(calls):
+            while not ray.wait([tasks[index]], timeout=_POLL_S)[0]:
+                check()
             try:
                 ray.get(tasks[index])
             except ray.exceptions.RayError as error:

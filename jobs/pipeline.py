@@ -10,7 +10,7 @@ import ray
 from rich.markup import escape
 
 from jobs import tasks
-from jobs.cluster import Events, Resources, as_user_error, connected, require_resources, run_task, run_tasks
+from jobs.cluster import Events, Resources, as_user_error, connected, require_resources, run_tasks
 from jobs.inputs import require_same_inputs
 from jobs.lock import sole_run
 from jobs.progress import Reporter
@@ -50,6 +50,10 @@ class Job:
     def gpus(self) -> float:
         """GPUs of a task that computes as one worker does."""
         return min(1.0, self.resources.gpus)
+
+    def run(self, function: Callable[..., Any], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Any:
+        """Run a function as a Ray task and return what it returns; see `jobs.cluster.run_tasks`."""
+        return run_tasks(function, [arguments], cpus=cpus, gpus=gpus, check=self.signals.check)[0]
 
 
 def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, Any]:
@@ -104,7 +108,7 @@ def _run(spec: JobSpec, root: Storage, reporter: Reporter, signals: StopSignals)
             events.emit({"event": "notice", "text": text})
 
         def await_resources() -> Resources:
-            return require_resources(spec, local=local, tell=tell)
+            return require_resources(spec, local=local, tell=tell, check=signals.check)
 
         try:
             resources = await_resources()
@@ -131,19 +135,19 @@ def with_gpus(spec: JobSpec, resources: Resources) -> JobSpec:
 def _train_job(job: Job) -> dict[str, Any]:
     spec, training, text = job.spec, job.spec.training, job.spec.to_json()
     if training.fp16 or training.bf16 or spec.engine.attention == "flash_attention_2":
-        run_task(tasks.check_hardware, text, gpus=job.gpus)
+        job.run(tasks.check_hardware, text, gpus=job.gpus)
     sources = {"train": str(training.train_csv), "val": str(training.val_csv)}
     if spec.data.dataset:
         built = job.stages.run(
             "dataset",
             f"taking clips and transcripts from {spec.data.dataset}",
-            lambda: run_task(tasks.build_dataset, text, job.root.uri, job.events.log),
+            lambda: job.run(tasks.build_dataset, text, job.root.uri, job.events.log),
         )
         sources = built["manifests"]
     data = job.stages.run(
         "prepare",
         "checking every row of both manifests",
-        lambda: run_task(tasks.prepare_data, text, job.root.uri, sources, training.base_model, job.events.log),
+        lambda: job.run(tasks.prepare_data, text, job.root.uri, sources, training.base_model, job.events.log),
     )
     base = _describe(job, "the base model", training.base_model)
     _warn_of_data(job, data)
@@ -160,7 +164,7 @@ def _train_job(job: Job) -> dict[str, Any]:
         merged = job.stages.run(
             "merge",
             "merging in float32, comparing logits, transcribing with the merged model",
-            lambda: run_task(tasks.merge_adapter, *call, cpus=job.resources.cpus, gpus=job.gpus),
+            lambda: job.run(tasks.merge_adapter, *call, cpus=job.resources.cpus, gpus=job.gpus),
         )
         metrics["artifacts"]["hf"] = merged.pop("artifact")
         metrics["merge"] = merged
@@ -172,12 +176,12 @@ def _train_job(job: Job) -> dict[str, Any]:
 
 def _evaluate_job(job: Job) -> dict[str, Any]:
     spec, text = job.spec, job.spec.to_json()
-    model = run_task(tasks.resolve_scored_model, spec.evaluation.model)
+    model = job.run(tasks.resolve_scored_model, spec.evaluation.model)
     splits = {"val": str(spec.evaluation.csv)}
     data = job.stages.run(
         "prepare",
         "checking every row",
-        lambda: run_task(tasks.prepare_data, text, job.root.uri, splits, model["base"], job.events.log),
+        lambda: job.run(tasks.prepare_data, text, job.root.uri, splits, model["base"], job.events.log),
     )
     _warn_of_data(job, data)
     scored = job.stages.run("evaluate", f"transcribing with {spec.evaluation.model}", lambda: _evaluate(job, model))
@@ -188,7 +192,7 @@ def _evaluate_job(job: Job) -> dict[str, Any]:
 
 
 def _describe(job: Job, what: str, model: str) -> BaseModelRecord:
-    found = job.stages.run("describe", f"hashing {what}", lambda: run_task(tasks.describe_model, model))
+    found = job.stages.run("describe", f"hashing {what}", lambda: job.run(tasks.describe_model, model))
     return BaseModelRecord.model_validate(found)
 
 
@@ -206,8 +210,7 @@ def _train(job: Job, revision: str | None) -> dict[str, Any]:
     session = LocalSession(job.events.emit, stopping=lambda: job.signals.asked)
     task = TrainTask(job.spec, splits["train"], splits["val"], job.root.path(), revision)
     try:
-        with job.signals.gracefully():
-            return train(task, session)
+        return train(task, session)
     except StoppedError as error:
         raise job.signals.error(str(error)) from error
 
@@ -217,7 +220,8 @@ def _evaluate(job: Job, model: dict[str, Any]) -> dict[str, Any]:
 
     shards, spec = max(1, job.resources.workers), job.spec.to_json()
     calls = [(spec, job.root.path(), model, rank, shards, job.events.log) for rank in range(shards)]
-    return collect(job.spec, job.root, run_tasks(score_shard, calls, cpus=job.resources.cpus, gpus=job.resources.gpus))
+    cpus, gpus = job.resources.cpus, job.resources.gpus
+    return collect(job.spec, job.root, run_tasks(score_shard, calls, cpus=cpus, gpus=gpus, check=job.signals.check))
 
 
 def _is_temporary(root: Storage) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 from types import FrameType
 
 import psutil
@@ -25,7 +24,6 @@ class StopSignals:
     def __init__(self) -> None:
         self._first: signal.Signals | None = None
         self._when = 0.0
-        self._gracefully = False
 
     def install(self) -> None:
         """Take the signals; again after a library has taken them for itself."""
@@ -37,16 +35,14 @@ class StopSignals:
         """Whether the job was asked to stop."""
         return self._first is not None
 
-    @contextlib.contextmanager
-    def gracefully(self) -> Iterator[None]:
-        """In here a signal only sets `asked`, and the work is to end by itself; elsewhere it ends it by an error."""
-        if self.asked:
-            raise self.error("stopped")
-        self._gracefully = True
-        try:
-            yield
-        finally:
-            self._gracefully = False
+    def check(self) -> None:
+        """End work that leaves nothing half-done, where the job was asked to stop.
+
+        Raises:
+            StoppedError: it was.
+        """
+        if self._first is not None:
+            raise self.error(f"stopped ({self._first.name}). The same command goes on with what is done")
 
     def error(self, text: str) -> StoppedError:
         """The error that goes with the signal that came."""
@@ -55,9 +51,8 @@ class StopSignals:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self._first is None:
+            # No error from here: Ray's calls neither end for it nor pass it on whole.
             self._first, self._when = signal.Signals(number), time.monotonic()
-            if not self._gracefully:
-                raise self.error(f"stopped ({self._first.name}). The same command goes on with what is done")
         elif number == signal.SIGINT and time.monotonic() - self._when > _ECHO_S:
             os.write(2, b"\nerror: ended at once. The same command goes on from the last checkpoint\n")
             # A local Ray is made of our descendants. Nothing here may wait for one that does not answer.

@@ -19,7 +19,7 @@ from service.spec.flags import CONFIG_FLAG, NO_WARNINGS_FLAG
 from service.spec.job import JobSpec
 
 JOBS_MAIN = "jobs.main"
-_PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # from linux/prctl.h
 NEEDED = ("ray", "torch", "transformers", "peft")
 """Packages of the extra `jobs` without which nothing runs here."""
 
@@ -89,14 +89,14 @@ def wait_for(command: Sequence[str], environment: dict[str, str]) -> int:
     def pass_on(number: int, frame: FrameType | None) -> None:
         if child is None:
             raise KeyboardInterrupt
-        # The terminal sends Ctrl-C to both of us; the child would take a second one for impatience.
-        if not (number == signal.SIGINT and _terminal_is_ours()):
-            child.send_signal(number)
+        child.send_signal(number)
 
     handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     _adopt_orphans(True)
     try:
-        child = subprocess.Popen(command, env=environment)
+        # In a session of its own: what a terminal or supervisor sends to our whole process group would also end the
+        # parts of a local Ray, with which the job is to write its last checkpoint.
+        child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
         code = child.wait()
         # A job that was killed leaves parts of its Ray behind, which would take a minute or two to notice.
         for left in set(ours.children(recursive=True)) - before:
@@ -109,16 +109,13 @@ def wait_for(command: Sequence[str], environment: dict[str, str]) -> int:
     return code if code >= 0 else 128 - code
 
 
+def _end_with_parent() -> None:
+    """Have the system send this process SIGTERM when its parent ends, however that ends (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 def _adopt_orphans(on: bool) -> None:
     """Have the system make us the parent of our descendants whose own parent ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
-
-
-def _terminal_is_ours() -> bool:
-    """Whether this process is in the foreground of a terminal, so that Ctrl-C reaches its children by itself."""
-    try:
-        with open("/dev/tty", "rb") as terminal:
-            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
-    except OSError:
-        return False

@@ -322,14 +322,10 @@ class Trainer:
         def write(folder: Path) -> None:
             write_checkpoint(folder, self.model, self.best, self.progress, self._parts(), states)
 
-        metrics = {"step": float(self.progress.step)}
-        if self.progress.best_wer is not None:
-            metrics["best_wer"] = self.progress.best_wer
         if self.session.rank == 0:
             self.checkpoints.save(self.progress.step, write)
         distributed.barrier()
         self.kept_step = self.progress.step
-        self.session.report(metrics)
         self.session.emit({"event": "checkpoint", "step": self.progress.step})
 
     # The way out: the best adapter, on disk, proven.

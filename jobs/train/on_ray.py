@@ -49,10 +49,6 @@ class RaySession:
         self._log = log
         self._stop = StopFlag(bell)
 
-    def report(self, metrics: dict[str, float]) -> None:
-        """See Session."""
-        ray.train.report(metrics)
-
     def emit(self, event: dict[str, Any]) -> None:
         """See Session."""
         if self.rank == 0:
@@ -79,8 +75,7 @@ def train_on_ray(job: Job, splits: dict[str, str], revision: str | None) -> dict
     limit, failures, resources = job.spec.resources.max_failures, 0, job.resources
     while True:
         try:
-            with job.signals.gracefully():
-                _fit(job, _trainer(job, config, resources))
+            _fit(job, _trainer(job, config, resources))
             return dict(ray.get(job.events.log.result.remote()))
         except StoppedError as error:
             raise job.signals.error(str(error)) from error
@@ -126,6 +121,10 @@ def _fit(job: Job, trainer: TorchTrainer) -> None:
     if ended:
         job.events.flush()
         raise cause_of(ended[0]) from ended[0]
+
+
+# How often Ray Train looks at its workers; its own 2 s are also what it takes to see that they have ended.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
 def _trainer(job: Job, config: dict[str, Any], resources: Resources) -> TorchTrainer:

@@ -12,9 +12,6 @@ class Session(Protocol):
     rank: int
     workers: int
 
-    def report(self, metrics: dict[str, float]) -> None:
-        """Tell the trainer of a checkpoint that was kept. Every worker calls it."""
-
     def emit(self, event: dict[str, Any]) -> None:
         """Tell whoever follows the job. Only rank 0's events are passed on."""
 
@@ -37,9 +34,6 @@ class LocalSession:
         self.events: list[dict[str, Any]] = []
         self._emit = emit or self.events.append
         self._stopping = stopping
-
-    def report(self, metrics: dict[str, float]) -> None:
-        """See Session."""
 
     def emit(self, event: dict[str, Any]) -> None:
         """See Session."""

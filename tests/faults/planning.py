@@ -54,9 +54,9 @@ class Faults:
         (self.folder / "driver.pid").write_text(str(process.pid))
         return process
 
-    def run(self, *arguments: Any, local: bool = False, **variables: str) -> Finished:
+    def run(self, *arguments: Any, local: bool = False, program: tuple[str, ...] = JOB, **variables: str) -> Finished:
         """Run a job to its end."""
-        return self.end(self.start(*arguments, local=local, **variables))
+        return self.end(self.start(*arguments, local=local, program=program, **variables))
 
     def end(self, process: subprocess.Popen[str]) -> Finished:
         """Wait for a job's end."""

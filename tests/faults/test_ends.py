@@ -19,7 +19,7 @@ import torch
 from disks import small_disk
 from engine import job, read_lines, run_engine, saved_adapter
 from planning import Faults
-from running import CLI, Finished, processes_of, steps_of, wait_until, write
+from running import CLI, JOB, Finished, processes_of, steps_of, wait_until, write
 
 from jobs.train.store import CheckpointStore, fault_of
 from service.artifacts import verify
@@ -58,10 +58,12 @@ def shared_memory_files() -> set[Path]:
     return set(Path("/dev/shm").iterdir())
 
 
-def nothing_left(session: int, shared_memory: set[Path]) -> None:
-    """No process of the session and no new file in shared memory, within some seconds."""
+def nothing_left(sessions: set[int], shared_memory: set[Path]) -> None:
+    """No process of the sessions and no new file in shared memory, within some seconds."""
     deadline = time.monotonic() + 30
-    while (left := processes_of(session)) or shared_memory_files() - shared_memory:
+    while (left := [one for session in sessions for one in processes_of(session)]) or (
+        shared_memory_files() - shared_memory
+    ):
         assert time.monotonic() < deadline, (left, shared_memory_files() - shared_memory)
         time.sleep(0.2)
 
@@ -84,35 +86,48 @@ def assert_goes_on(finished: Finished, root: Path, expected: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "point"),
+    ("number", "code", "point", "program"),
     [
-        pytest.param(signal.SIGINT, 130, "after the optimizer"),
-        pytest.param(signal.SIGTERM, 4, "in evaluation", marks=pytest.mark.faults),
-        pytest.param(signal.SIGHUP, 4, "before a step", marks=pytest.mark.faults),
+        pytest.param(signal.SIGINT, 130, "after the optimizer", CLI),
+        pytest.param(signal.SIGTERM, 4, "in evaluation", CLI, marks=pytest.mark.faults),
+        pytest.param(signal.SIGHUP, 4, "before a step", JOB, marks=pytest.mark.faults),
     ],
 )
 def test_a_signal_stops_the_job_with_a_checkpoint(
-    tiny: Path, tones: Path, tmp_path: Path, faults: Faults, undisturbed: Any, number: int, code: int, point: str
+    tiny: Path,
+    tones: Path,
+    tmp_path: Path,
+    faults: Faults,
+    undisturbed: Any,
+    number: int,
+    code: int,
+    point: str,
+    program: tuple[str, ...],
 ) -> None:
-    """On a local Ray, and to the whole process group, as a terminal sends Ctrl-C."""
+    """On a local Ray. To the client it is sent as a terminal or a supervisor does: to its whole process group."""
     shared_memory, root = shared_memory_files(), tmp_path / "run"
-    arguments = arguments_of(spec_of(tiny, tones, root), tmp_path)
+    path = write(spec_of(tiny, tones, root), tmp_path)
+    arguments = ("run", path) if program == CLI else ("--config", path)
     faults.plan(point, "wait", count=2 if point == "in evaluation" else 5)
-    process = faults.start(*arguments, local=True)
+    process = faults.start(*arguments, "-o", "json", local=True, program=program)
     wait_until(lambda: faults.fired, process)
-    os.killpg(process.pid, number)
+    sessions = {process.pid, *(child.pid for child in psutil.Process(process.pid).children())}
+    if program == CLI:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     wait_until(lambda: heard(root, "stopping with a checkpoint"), process)
-    time.sleep(0.5)  # a flag, to the workers
+    time.sleep(0.5)  # the word travels to the workers
     faults.go()
     finished = faults.end(process)
-    assert finished.code == code
+    assert finished.code == code, finished.stderr
     step = max(intact(root))
     expected = f"stopped at step {step} of 28; its checkpoint is kept. The same command goes on from there"
     assert finished.error()["error"] == expected
     assert step not in (3, 6), "or no checkpoint was written for the stop"
-    nothing_left(process.pid, shared_memory)
+    nothing_left(sessions, shared_memory)
 
-    again = faults.run(*arguments)
+    again = faults.run(*arguments, "-o", "json", program=program)
     assert f"going on from step {step} of 28" in again.stderr
     assert_goes_on(again, root, undisturbed)
 
@@ -146,7 +161,7 @@ def test_a_second_interrupt_ends_the_job_at_once(tiny: Path, tones: Path, tmp_pa
     assert finished.code == 130
     assert "error: ended at once. The same command goes on from the last checkpoint" in finished.stderr
     assert intact(root) == [3]
-    nothing_left(process.pid, shared_memory)
+    nothing_left({process.pid}, shared_memory)
 
 
 def test_a_second_run_is_refused_while_the_first_lives(tiny: Path, tones: Path, tmp_path: Path, faults: Faults) -> None:
@@ -274,7 +289,7 @@ def test_a_worker_that_hangs_ends_the_job_and_leaves_nothing(
     assert finished.code == 14, finished.stderr
     assert "engine.timeout_s" in finished.error()["error"]
     assert intact(root) == [3]
-    nothing_left(process.pid, shared_memory)
+    nothing_left({process.pid}, shared_memory)
 
 
 @pytest.mark.parametrize("victim", ["driver", pytest.param("gcs_server", marks=pytest.mark.faults)])
@@ -292,7 +307,7 @@ def test_a_killed_job_on_this_machine_leaves_nothing(
     finished = faults.end(process)
     assert finished.code == (137 if victim == "driver" else 1), finished.stderr
     assert intact(root) == [3]
-    nothing_left(process.pid, shared_memory)
+    nothing_left({process.pid, driver.pid}, shared_memory)
 
 
 @pytest.mark.faults

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.cluster import Events, as_user_error, connected, require_resources, resources_for, run_task, run_tasks
+from jobs.cluster import Events, as_user_error, connected, require_resources, resources_for, run_tasks
 from jobs.stopping import SIGNALS, StopSignals
 from service.errors import Fault, InfeasibleError, JobFailedError, ManifestError, WorkerLostError
 from service.spec.job import JobSpec
@@ -32,6 +32,10 @@ def joined(cluster: str) -> Iterator[bool]:
         del os.environ["RAY_ADDRESS"]
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def run_task(function: Callable[..., Any], *arguments: Any) -> Any:
+    return run_tasks(function, [arguments])[0]
 
 
 def spec_of(**resources: Any) -> JobSpec:
