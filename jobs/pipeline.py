@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +138,8 @@ def _train_job(job: Job) -> dict[str, Any]:
     spec, training, text = job.spec, job.spec.training, job.spec.to_json()
     if training.fp16 or training.bf16 or spec.engine.attention == "flash_attention_2":
         job.run(tasks.check_hardware, text, gpus=job.gpus)
+    # Some seconds of imports, while the data are looked at elsewhere.
+    threading.Thread(target=importlib.import_module, args=["jobs.train.on_ray"], daemon=True).start()
     sources = {"train": str(training.train_csv), "val": str(training.val_csv)}
     if spec.data.dataset:
         built = job.stages.run(

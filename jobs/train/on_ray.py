@@ -85,7 +85,8 @@ def train_on_ray(job: Job, splits: dict[str, str], revision: str | None) -> dict
             failures += 1
             if failures > limit:
                 raise
-            text = f"{error}. Starting the workers again ({failures} of {limit}: resources.max_failures)"
+            again = f"Starting the workers again ({failures} of {limit}: resources.max_failures)"
+            text = f"{str(error).removesuffix(GO_ON)}{again}"
             job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
             resources = job.await_resources()
 
