@@ -13,7 +13,7 @@ from engine import Run, events, job, prepared, read_lines, run_engine, saved_ada
 from transformers import WhisperForConditionalGeneration
 
 from jobs.train.session import LocalSession
-from service.errors import InputLostError, SpecError, VerificationError
+from service.errors import InputLostError, ManifestError, SpecError, VerificationError
 from service.spec.job import JobSpec
 
 STEPS = 14
@@ -204,7 +204,7 @@ def test_an_english_only_checkpoint_is_trained_without_language_tokens(tiny: Pat
     for name in ("lang_to_id", "task_to_id"):
         del generation[name]
     (base / "generation_config.json").write_text(json.dumps(generation | {"is_multilingual": False}))
-    with pytest.raises(InputLostError, match=r"an English-only \(\.en\) checkpoint takes en alone"):
+    with pytest.raises(ManifestError, match=r"an English-only \(\.en\) checkpoint takes en alone"):
         prepared(job(base, tones, tmp_path / "run"))
     shutil.copytree(tones, tmp_path / "data")
     for path in (tmp_path / "data").glob("*.csv"):

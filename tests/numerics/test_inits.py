@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from engine import batch_of, job, logits_of, prepared, run_engine, saved_adapter
+from engine import batch_of, job, keeping, logits_of, prepared, run_engine, saved_adapter
 from gloo import train_in_processes
 from peft import PeftModel, get_peft_model, initialize_lora_eva_weights
 from peft.tuners.lora.config import CordaConfig
@@ -29,7 +29,7 @@ from jobs.init_data import InitClips, eva_directions, prepare_corda
 from jobs.merge import merge
 from jobs.train.checkpoint import adapter_state
 from jobs.train.loop import Trainer, train
-from jobs.train.session import FolderSession
+from jobs.train.session import LocalSession
 from jobs.train.step import forward_loss
 from service.errors import InputError, JobFailedError, SpecError
 from service.plan import make_plan
@@ -88,8 +88,9 @@ class Watched(Trainer):
     def _prepare_training(self) -> None:
         super()._prepare_training()
         self.began = logits_of(self.model, self.batch)
-        save_published(self.runtime.scratch / "start", self.model, adapter_state(self.model), self.before)
-        plain = PeftModel.from_pretrained(base_model(Path(self.settings.base_model)), self.runtime.scratch / "start")
+        start = self.storage.local().with_name("start")
+        save_published(start, self.model, adapter_state(self.model), self.before)
+        plain = PeftModel.from_pretrained(base_model(Path(self.settings.base_model)), start)
         self.began_published = logits_of(plain, self.batch)
 
     def _score_saved(self) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def run(request: pytest.FixtureRequest, tiny: Path, tones: Path, tmp_path_factor
     before = sha256(tiny)
     spec = spec_of(tiny, tones, tmp_path_factory.mktemp("inits") / "run", **CASES[request.param])
     AcceleratorState._reset_state(reset_partial_state=True)
-    trainer = Watched(prepared(spec), FolderSession(Path(spec.root) / "checkpoints", keep=100))
+    trainer = Watched(prepared(keeping(spec, 100)), LocalSession())
     trainer.batch = batch_of(tiny, tones / "val.csv", 5)
     result = trainer.run()
     assert sha256(tiny) == before, "the base on disk"
@@ -174,7 +175,7 @@ def test_a_resumed_run_begins_from_what_was_kept_and_ends_where_the_other_ended(
 ) -> None:
     monkeypatch.setattr(inits, "make", lambda *arguments: pytest.fail("the state was made again"))
     AcceleratorState._reset_state(reset_partial_state=True)
-    resumed = train(stop_after(run.spec, 2, tmp_path / "run"), FolderSession(tmp_path / "run/checkpoints", keep=100))
+    resumed = train(stop_after(run.spec, 2, tmp_path / "run"), LocalSession())
     assert_same_run(run.root, tmp_path / "run")
     assert resumed["adapter"] == run.result["adapter"]
     assert resumed["tuned"] == run.result["tuned"]

@@ -257,7 +257,9 @@ class TestIntervals:
     ) -> None:
         intervals = {"logging_steps": logging, "save_steps": saving, "eval_steps": scoring}
         run = Run(job(tiny, tones, tmp_path / "run", **intervals))
-        checkpoints = sorted(int(path.name.rsplit("-", 1)[1]) for path in (run.root / "checkpoints").iterdir())
+        checkpoints = sorted(
+            int(path.name.rsplit("-", 1)[1]) for path in (run.root / "checkpoints").glob("checkpoint-*")
+        )
         assert {
             "logged": [event["step"] for event in run.steps() if event["logged"]],
             "saved": checkpoints,
