@@ -20,6 +20,7 @@ from disks import small_disk
 from engine import job, read_lines, run_engine, saved_adapter
 from planning import Faults
 from running import CLI, JOB, Finished, processes_of, steps_of, wait_until, write
+from safetensors.torch import load_file, save_file
 
 from jobs.train.store import CheckpointStore, fault_of
 from service.artifacts import verify
@@ -270,11 +271,14 @@ def test_a_worker_out_of_memory_is_told_what_to_lower(
 
 @pytest.mark.faults
 def test_a_loss_that_is_no_number_ends_the_job(tiny: Path, tones: Path, tmp_path: Path, faults: Faults) -> None:
-    finished = faults.run(*arguments_of(spec_of(tiny, tones, tmp_path / "run", lora_alpha=10**39), tmp_path))
+    base, norm = tmp_path / "base", "model.decoder.layer_norm.weight"
+    shutil.copytree(tiny, base)
+    state = load_file(base / "model.safetensors")
+    save_file(state | {norm: state[norm] * 1e38}, base / "model.safetensors", metadata={"format": "pt"})
+    finished = faults.run(*arguments_of(spec_of(base, tones, tmp_path / "run"), tmp_path))
     assert finished.code == 13
-    assert (
-        "the loss is nan at step 1; stopped before the optimizer step. Lower training.lr" in finished.error()["error"]
-    )
+    assert "stopped before the optimizer step. Lower training.lr" in finished.error()["error"]
+    assert " at step 1; " in finished.error()["error"]
     assert intact(tmp_path / "run") == []
 
 
