@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.failures import GO_ON, explain, first_line
@@ -359,6 +360,17 @@ def as_user_error(error: BaseException) -> WhisperJobsError:
     if isinstance(error, DEATHS):
         return WorkerLostError(f"a process of the job died ({_death(error)}). {GO_ON}")
     return explain(error)
+
+
+def release_placement_groups() -> None:
+    """Give back what groups of workers of this driver still hold; call it only while none of them is at work.
+
+    Ray Train's own cleaner of groups whose controller has died asks Ray's dashboard, and a local Ray has none.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in placement_group_table().items():
+        if name.endswith(job) and group["state"] != "REMOVED":  # an id of Ray's ends with that of its job
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -15,7 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.markup import escape
 
-from jobs.cluster import DEATHS, Resources, StopFlag, as_user_error, root_cause
+from jobs.cluster import DEATHS, Resources, StopFlag, as_user_error, release_placement_groups, root_cause
 from jobs.failures import GO_ON, explain
 from service.artifacts import CHECKPOINTS
 from service.errors import (
@@ -88,6 +88,7 @@ def train_on_ray(job: Job, splits: dict[str, str], revision: str | None) -> dict
             again = f"Starting the workers again ({failures} of {limit}: resources.max_failures)"
             text = f"{str(error).removesuffix(GO_ON)}{again}"
             job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
+            release_placement_groups()
             resources = job.await_resources()
 
 
