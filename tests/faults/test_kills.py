@@ -77,7 +77,7 @@ def moments() -> list[Moment]:
 
 MOMENTS = moments()
 CHOSEN = (2, 4, 18, 29)
-"""What the ordinary test run has time for: the controller, the driver, a worker in a checkpoint, before manifest.json."""
+"""What the ordinary test run has time for: controller, driver, a worker in a checkpoint, before manifest.json."""
 
 
 def spec_of(tiny: Path, tones: Path, root: Path, workers: int, dora: bool) -> JobSpec:
