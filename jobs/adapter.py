@@ -36,6 +36,11 @@ def plan_adapter(training: TrainingConfig, dims: WhisperDims) -> list[AdaptedMod
     return adapted_modules(training, modules(dims))
 
 
+def plan_of(model: Any, training: TrainingConfig) -> list[AdaptedModule]:
+    """The plan for a base model in memory."""
+    return plan_adapter(training, WhisperDims.from_config(model.config.to_dict()))
+
+
 def lora_config(training: TrainingConfig, adapted: list[AdaptedModule], *, on_gpu: bool = False) -> LoraConfig:
     """PEFT's configuration for these modules, of a model that is or is not on a GPU.
 
@@ -79,21 +84,21 @@ def attach(
         SpecError: PEFT adapted other modules than the plan says, or the model cannot run with what was planned.
     """
     if adapted is None:
-        adapted = plan_adapter(training, WhisperDims.from_config(model.config.to_dict()))
+        adapted = plan_of(model, training)
     if convolutions := [module.name for module in adapted if module.part == CONVOLUTIONS]:
         # transformers' encoder asks the convolution for its stride, which PEFT's layer does not pass on.
         why = f"puts an adapter on {convolutions[0]}, and transformers' Whisper cannot run so; leave convolutions out"
         raise SpecError([Fault("training.lora_target_modules", why)])
     on_gpu = next(model.parameters()).device.type == "cuda"
     wrapped = get_peft_model(model, lora_config(training, adapted, on_gpu=on_gpu))
-    found = {name.removeprefix("base_model.model.") for name, _ in lora_layers(wrapped)}
+    found = {base_name(name) for name, _ in lora_layers(wrapped)}
     expected = {module.name for module in adapted}
     if found != expected:
         differing = ", ".join(sorted(found ^ expected)[:5])
         raise SpecError([Fault("training.lora_target_modules", f"PEFT and the plan disagree on {differing}")])
     if training.freeze_encoder:
         for name, wrapper in saved_in_full(wrapped):
-            if in_encoder(_short(name)):
+            if in_encoder(base_name(name)):
                 wrapper.requires_grad_(False)
     return wrapped, adapted
 
@@ -133,7 +138,8 @@ def saved_in_full(model: Any) -> list[tuple[str, Any]]:
     return found
 
 
-def _short(name: str) -> str:
+def base_name(name: str) -> str:
+    """A module's name in the base model, from its name in the PeftModel around it."""
     return name.removeprefix("base_model.model.")
 
 
@@ -190,7 +196,7 @@ def coverage(model: Any, before: dict[str, LowRank]) -> dict[str, Any]:
     for name, layer in layers:
         now, then = _factors(layer), before[name]
         moved = not torch.equal(now.scale * (now.b_OR @ now.a_RI), then.scale * (then.b_OR @ then.a_RI))
-        count(part_of(_short(name)), _short(name), moved)
+        count(part_of(base_name(name)), base_name(name), moved)
     saved = [
         (name, wrapper)
         for name, wrapper in saved_in_full(model)
@@ -199,7 +205,7 @@ def coverage(model: Any, before: dict[str, LowRank]) -> dict[str, Any]:
     for name, wrapper in saved:
         trained, base = wrapper.modules_to_save[ADAPTER_NAME].parameters(), wrapper.original_module.parameters()
         moved = any(not torch.equal(one, other) for one, other in zip(trained, base, strict=True))
-        count(SAVED, _short(name), moved)
+        count(SAVED, base_name(name), moved)
     ranks = [layer.r[ADAPTER_NAME] for _, layer in layers]
     return {
         "modules": len(layers),

@@ -314,21 +314,21 @@ def run_tasks(
     """
     task = _task(function, cpus=cpus, gpus=gpus)
     tasks = [task.remote(*arguments) for arguments in calls]
-    for tries_left in reversed(range(_TRIES)):
-        for index, arguments in enumerate(calls):
-            while not ray.wait([tasks[index]], timeout=_POLL_S)[0]:
-                check()
-            try:
-                ray.get(tasks[index])
-            except ray.exceptions.RayError as error:
-                failed = as_user_error(error)
-                if not isinstance(failed, WorkerLostError) or not tries_left:
-                    raise failed from error
-                tasks[index] = task.remote(*arguments)
-                break
-        else:
-            break
-    return list(ray.get(tasks))
+    results: list[Any] = []
+    lost = 0
+    while len(results) < len(calls):
+        index = len(results)
+        while not ray.wait([tasks[index]], timeout=_POLL_S)[0]:
+            check()
+        try:
+            results.append(ray.get(tasks[index]))
+        except ray.exceptions.RayError as error:
+            failed = as_user_error(error)
+            lost += 1
+            if not isinstance(failed, WorkerLostError) or lost == _TRIES:
+                raise failed from error
+            tasks[index] = task.remote(*calls[index])
+    return results
 
 
 def _task(function: Callable[..., Any], *, cpus: float, gpus: float) -> Any:

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
 from torch import Tensor
 
 from jobs.adapter import ADAPTER_NAME, LowRank
-from jobs.train.checkpoint import WEIGHTS
+from jobs.train.checkpoint import write_adapter
 from service.spec.training import CHANGES_BASE, init_family
 
 
@@ -29,10 +28,8 @@ def save_published(folder: Path, model: Any, state: dict[str, Tensor], start: di
     if init_family(config.init_lora_weights) in CHANGES_BASE:
         state, config = over_untouched_base(state, start), with_doubled_ranks(config)
     # Whoever loads it is to take the weights as they are, and to leave the base alone.
-    config.init_lora_weights, config.inference_mode = True, True
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(str(folder))
+    config.init_lora_weights = True
+    write_adapter(folder, config, state)
 
 
 def over_untouched_base(state: dict[str, Tensor], start: dict[str, LowRank]) -> dict[str, Tensor]:

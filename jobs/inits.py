@@ -21,7 +21,7 @@ from peft.tuners.lora.config import LoraGAConfig
 from safetensors.torch import load_file
 
 from jobs import distributed
-from jobs.adapter import ADAPTER_NAME, attach, lora_config, lora_layers, plan_adapter
+from jobs.adapter import ADAPTER_NAME, attach, base_name, lora_config, lora_layers, plan_of
 from jobs.init_data import InitClips, eva_directions, prepare_corda, prepare_lora_ga
 from jobs.train.checkpoint import WEIGHTS, adapter_state, save_adapter
 from jobs.train.store import fault_of, seal
@@ -29,7 +29,6 @@ from service.artifacts import CHECKPOINTS
 from service.errors import InputError
 from service.spec.targets import AdaptedModule, matches_targets
 from service.spec.training import CHANGES_BASE, TrainingConfig, init_family
-from service.spec.whisper_dims import WhisperDims
 from service.storage import Storage, sha256_of
 
 INITIAL = f"{CHECKPOINTS}/initial"
@@ -124,7 +123,7 @@ def _make_eva(model: Any, training: TrainingConfig, plan: list[AdaptedModule], c
     directions = eva_directions(model, lora_config(training, plan), clips)
     wrapped, _ = attach(model, training, with_ranks(plan, {name: len(a) for name, a in directions.items()}))
     for name, layer in lora_layers(wrapped):
-        layer.lora_A[ADAPTER_NAME].weight.data.copy_(directions[name.removeprefix("base_model.model.")])
+        layer.lora_A[ADAPTER_NAME].weight.data.copy_(directions[base_name(name)])
     return wrapped
 
 
@@ -135,11 +134,6 @@ def subtract_start(layer: Any) -> None:
     a_RI, b_OR = layer.lora_A[ADAPTER_NAME].weight.data, layer.lora_B[ADAPTER_NAME].weight.data
     with torch.autocast(base.device.type, enabled=False):
         base.data = base.data - layer.scaling[ADAPTER_NAME] * (b_OR @ a_RI)
-
-
-def plan_of(model: Any, training: TrainingConfig) -> list[AdaptedModule]:
-    """The plan for a base model in memory."""
-    return plan_adapter(training, WhisperDims.from_config(model.config.to_dict()))
 
 
 def with_ranks(plan: list[AdaptedModule], ranks: dict[str, int]) -> list[AdaptedModule]:
@@ -157,7 +151,7 @@ def _scaled(module: AdaptedModule, rank: int) -> float:
 
 def without_adapter(model: Any, training: TrainingConfig) -> list[str]:
     """Modules of the plan that the initialisation has left without an adapter."""
-    adapted = {name.removeprefix("base_model.model.") for name, _ in lora_layers(model)}
+    adapted = {base_name(name) for name, _ in lora_layers(model)}
     return [module.name for module in plan_of(model.get_base_model(), training) if module.name not in adapted]
 
 

@@ -10,6 +10,7 @@ from types import FrameType
 
 import psutil
 
+from jobs.failures import GO_ON
 from service.errors import EXIT_INTERRUPTED, InterruptedByUserError, StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -54,7 +55,7 @@ class StopSignals:
             # No error from here: Ray's calls neither end for it nor pass it on whole.
             self._first, self._when = signal.Signals(number), time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._when > _ECHO_S:
-            os.write(2, b"\nerror: ended at once. The same command goes on from the last checkpoint\n")
+            os.write(2, f"\nerror: ended at once. {GO_ON}\n".encode())
             # A local Ray is made of our descendants. Nothing here may wait for one that does not answer.
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):

@@ -7,6 +7,7 @@ state.pt    optimizer, schedule, loss scale, step, history, and every worker's r
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -48,13 +49,16 @@ def adapter_state(model: Any) -> dict[str, Tensor]:
 
 
 def save_adapter(folder: Path, model: Any, state: dict[str, Tensor]) -> None:
-    """Write an adapter as PEFT does: adapter_config.json and adapter_model.safetensors."""
+    """Write an adapter of this model as PEFT does."""
+    write_adapter(folder, copy.deepcopy(model.peft_config[ADAPTER_NAME]), state)
+
+
+def write_adapter(folder: Path, config: Any, state: dict[str, Tensor]) -> None:
+    """Write adapter_config.json, changed to say that it is for inference, and adapter_model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    config = model.peft_config[ADAPTER_NAME]
-    inference_mode, config.inference_mode = config.inference_mode, True
+    config.inference_mode = True
     config.save_pretrained(str(folder))
-    config.inference_mode = inference_mode
 
 
 def random_states() -> dict[str, Any]:
