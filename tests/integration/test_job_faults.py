@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def test_a_job_killed_in_mid_training_goes_on_to_the_same_end(tiny: Path, tones:
     assert f"going on from step {models[1]['resumed_from_step']} of 84" in finished.stderr
     assert (tmp_path / "run/evaluation/base.jsonl").read_bytes() == base, "the base is scored once"
     assert verify(Storage(str(tmp_path / "run"))).problems == []
-    assert processes_of(killed.pid) == [], "the killed job's Ray has ended with it"
+
+    # Ray's own agents notice that their cluster has died, though they take their time.
+    deadline = time.monotonic() + 180
+    while left := processes_of(killed.pid):
+        assert time.monotonic() < deadline, left
+        time.sleep(1)
 
     # The engine alone, never stopped, ends at the same adapter.
     expected, _ = run_engine(job(tiny, tones, tmp_path / "whole", **settings))
