@@ -7,7 +7,8 @@
   checkpoints/      as Ray Train keeps them, and initial/: how the adapter began
   tensorboard/      training curves
   adapter/          PEFT
-  merged/           transformers checkpoint
+  merged/           transformers checkpoint: the artifact `hf`
+  exports/<name>/   the other artifacts, each a folder that its runtime opens
   manifest.json     written last: its presence means complete
 """
 
@@ -34,6 +35,9 @@ CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 ADAPTER = "adapter"
 MERGED = "merged"
+EXPORTS = "exports"
+REFUSED = "REFUSED.txt"
+"""In the folder of an export that did not pass its proof: why."""
 MANIFEST = "manifest.json"
 
 DATASET = f"{DATA}/dataset"
@@ -83,6 +87,8 @@ class RunManifest(BaseModel):
     wer: dict[str, float]
     """Word error rate per artifact, after Whisper's normaliser, as a fraction."""
     promoted: bool | None
+    refused: dict[str, str] = {}
+    """Artifacts that did not pass their proof, each with the reason."""
     files: list[FileRecord]
 
 
@@ -111,6 +117,11 @@ class VerifyReport(BaseModel):
     files: int
     size_bytes: int
     problems: list[str]
+
+
+def folder_of(artifact: str) -> str:
+    """Where an artifact of a run lies, below its root."""
+    return {"hf": MERGED, ADAPTER: ADAPTER}.get(artifact, f"{EXPORTS}/{artifact}")
 
 
 def file_records(root: Files) -> list[FileRecord]:

@@ -60,6 +60,10 @@ class Storage:
             raise InputError(f"storage {self.uri!r}: this version keeps a run's files in a local or shared folder only")
         return Path(self.path(name))
 
+    def fetch(self, name: str) -> Path:
+        """A copy of a file or folder on this machine, to be read."""
+        return self.local(name)
+
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or folder of that name."""
         return bool(self._fs.exists(f"{self._root}/{name}" if name else self._root))

@@ -6,12 +6,15 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+from service.artifacts import ADAPTER, SPEC
 from service.spec import look
 from service.spec.findings import Finding, Findings
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
 from service.spec.settings import nearest
 from service.spec.whisper_dims import CONFIG, is_folder
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 COLUMNS = ("path", "text")
 """What every CSV must have."""
@@ -136,6 +139,26 @@ def _scored_path(spec: JobSpec) -> Findings:
         yield Finding(("evaluation.model",), f"{state}; give a hub id, a folder or the root of a run", model)
 
 
+def _exported_path(spec: JobSpec) -> Findings:
+    source = spec.export.source
+    if not source or is_uri(source) or not is_folder(source):
+        return
+    folder = Path(source)
+    if not look.is_dir(folder):
+        state = "is a file" if look.exists(source) else "does not exist"
+        yield Finding(
+            ("export.source",), f"{state}; give the root of a run, an adapter's folder or a checkpoint", source
+        )
+        return
+    kinds = (CONFIG, ADAPTER_CONFIG, f"{ADAPTER}/{ADAPTER_CONFIG}")
+    if not any(look.is_file(folder / name) for name in kinds):
+        kinds_text = f"no run ({kinds[2]}), no adapter ({kinds[1]}) and no checkpoint ({kinds[0]})"
+        yield Finding(("export.source",), f"is {kinds_text}; give one of them", source)
+    elif spec.evaluation.csv is None and not look.is_file(folder / SPEC):
+        text = "is missing: no export leaves without having been heard; give held-out clips (--csv)"
+        yield Finding(("evaluation.csv", "export.source"), text)
+
+
 def _same(one: str, other: str) -> bool:
     if is_uri(one) or is_uri(other):
         return one == other
@@ -145,5 +168,6 @@ def _same(one: str, other: str) -> bool:
 FILE_CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
     "train": (_train_csvs, _root, _base_folder),
     "evaluate": (_scored_csv, _scored_path, _root),
+    "export": (_scored_csv, _exported_path, _root),
 }
 """The checks that look at files, by the kind of job."""

@@ -11,7 +11,7 @@ from service.spec.whisper_dims import is_folder
 PATHS = ("training.train_csv", "training.val_csv", "training.outdir", "evaluation.csv", "storage.uri")
 """Settings that hold a path or URI."""
 
-MODELS = ("training.base_model", "evaluation.model", "data.dataset")
+MODELS = ("training.base_model", "evaluation.model", "data.dataset", "export.source", "export.base")
 """Settings that hold a hub id or a path."""
 
 
