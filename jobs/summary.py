@@ -14,6 +14,9 @@ from service import artifacts
 from service.spec.export import HF
 from service.storage import Storage
 
+_EXPORTS_WIDTH = 104
+"""Columns of the exports' table, also where the terminal has fewer: numbers that are cut say nothing."""
+
 
 def print_summary(root: Storage, metrics: dict[str, Any]) -> None:
     """Print a finished run: rates before and after, what was proven, and where everything lies."""
@@ -23,7 +26,7 @@ def print_summary(root: Storage, metrics: dict[str, Any]) -> None:
     exported = metrics.get("artifacts", {})
     if any("runtime" in entry for entry in exported.values()):
         console.print()
-        console.print(_exports(exported))
+        Console(highlight=False, width=max(console.width, _EXPORTS_WIDTH)).print(_exports(exported))
     console.print()
     for label, text in _facts(root, metrics):
         console.print(f"  {label:<10} {escape(text)}")
@@ -63,9 +66,9 @@ def _rates(metrics: dict[str, Any]) -> Table:
 
 
 def _exports(entries: dict[str, dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 2))
     for index, label in enumerate(HEADER):
-        table.add_column(label, justify="left" if index < 3 else "right")
+        table.add_column(label, justify="left" if index < 3 else "right", no_wrap=True)
     for row in export_rows(entries):
         table.add_row(*map(escape, row), style="red" if row[-1] else "")
     return table

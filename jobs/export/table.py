@@ -10,7 +10,7 @@ from typing import Any
 from service.artifacts import METRICS
 from service.storage import Storage
 
-HEADER = ("artifact", "runtime", "computed in", "size", "WER", "CER", "same text", "WER by default", "RTF", "")
+HEADER = ("artifact", "runtime", "computed in", "size", "WER", "hf's WER", "same text", "by default", "RTF", "")
 _BEGIN, _END = "<!-- exports -->\n", "<!-- /exports -->"
 
 
@@ -19,11 +19,11 @@ def export_rows(entries: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     return [
         (
             name,
-            entry.get("version") or entry.get("runtime", "transformers"),
+            entry.get("runtime", "transformers"),
             entry.get("compute_type", ""),
             size_text(entry["size_bytes"]) if "size_bytes" in entry else "",
             _percent(entry.get("wer")),
-            _percent(entry.get("cer")),
+            _percent(entry.get("wer_merged")),
             _percent(entry.get("identical")),
             _percent(entry.get("wer_default")),
             f"{entry['rtf']:.3f}" if "rtf" in entry else "",
@@ -42,13 +42,16 @@ def export_markdown(entries: dict[str, dict[str, Any]]) -> str:
     lines.insert(1, f"|{'|'.join(ruler)}|")
     counts = sorted({entry["utterances"] for entry in entries.values() if "utterances" in entry})
     clips = " to ".join(str(count) for count in {counts[0]: None, counts[-1]: None}) if counts else "no"
+    versions = sorted({entry["version"] for entry in entries.values() if "version" in entry})
     lines += [
         "",
         f"Each artifact was read back from where it was published and transcribed held-out clips ({clips}) in its",
-        "runtime: greedy for WER, CER, RTF (seconds of computing per second of audio) and the share of clips with the",
-        "same text (of `hf` as the adapter's, of the others as `hf`'s); then by that runtime's own defaults.",
+        "runtime: greedy for WER (beside it `hf`'s on the same clips), RTF (seconds of computing per second of audio)",
+        "and the share of clips with the same text (of `hf` as the adapter's, of the others as `hf`'s); then by that",
+        "runtime's own defaults.",
     ]
     refused = [f"- `{name}` was refused: {entry['refused']}" for name, entry in entries.items() if "refused" in entry]
+    lines += [f"Versions: {', '.join(versions)}."] if versions else []
     return "\n".join([*lines, *([""] if refused else []), *refused]) + "\n"
 
 

@@ -91,9 +91,9 @@ class ExportConfig(Spec):
 
     formats: Annotated[Names, AfterValidator(_artifact_names)] = Field(default=[HF], examples=[["ggml-q8_0", "openai"]])
     """Formats beside the adapter: `hf` (the checkpoint that `training.merge_lora` makes), `ggml` (whisper.cpp;
-    `ggml-f16`, `ggml-q8_0`, `ggml-q5_0`), `ctranslate2` (faster-whisper; `ctranslate2-float16`, `-int8`, `-int8_float16`,
-    `-float32`) and `openai` (openai-whisper). Each is reloaded from where it was published and transcribes held-out
-    clips in the runtime that it is made for."""
+    `ggml-f16`, `ggml-q8_0`, `ggml-q5_0`), `ctranslate2` (faster-whisper; `ctranslate2-float16`, `-int8`,
+    `-int8_float16`, `-float32`) and `openai` (openai-whisper). Each is reloaded from where it was published and
+    transcribes held-out clips in the runtime that it is made for."""
 
     proof_clips: Int = Field(default=50, ge=1)
     """Held-out clips that each export transcribes: once so that its words can be compared with the merged model's
