@@ -12,7 +12,7 @@ from jobs.adapter import load_adapter
 from jobs.device import autocast, device_of, set_threads
 from jobs.evaluate import to_lines
 from jobs.model import load_whisper
-from jobs.prepare import split_file
+from jobs.prepare import fetch_rows
 from jobs.score import Scorer, Utterance, summarise
 from jobs.transcribe import shard, transcribe
 from service.artifacts import ADAPTER, MODEL_LINES, SPEC
@@ -46,7 +46,7 @@ def score_shard(
     """Transcribe and score one worker's share of the rows; runs as a Ray task."""
     spec = JobSpec.model_validate_json(spec_json)
     set_threads(spec)
-    rows = Dataset.from_file(str(Storage(root).local(split_file("val"))))
+    rows = Dataset.from_file(fetch_rows(Storage(root), "val"))
     whisper = load_whisper(model["base"], attention=spec.engine.attention)
     scored = load_adapter(whisper.model, Path(model["adapter"])) if model["adapter"] else whisper.model
     mine = shard(rows, rank, workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from service.artifacts import DATASET
@@ -23,12 +24,18 @@ def check_hardware(spec: str) -> str:
 
 def build_dataset(spec: str, root: str, log: Any) -> dict[str, Any]:
     """See `jobs.manifest.from_spec.build_from_dataset`."""
-    from jobs.manifest.from_spec import build_from_dataset
+    from jobs.manifest.from_spec import anchor, build_from_dataset
 
     def progress(rows: int) -> None:
         log.emit.remote({"event": "rows", "split": "dataset", "rows": rows})
 
-    return build_from_dataset(JobSpec.model_validate_json(spec), Storage(root).local(DATASET), progress)
+    job, storage = JobSpec.model_validate_json(spec), Storage(root)
+    if storage.is_local:
+        return build_from_dataset(job, storage.local(DATASET), progress)
+    with storage.new_folder(DATASET) as folder:
+        built = build_from_dataset(job, folder, progress)
+        anchor(folder)
+    return built | {"manifests": {name: f"{DATASET}/{Path(path).name}" for name, path in built["manifests"].items()}}
 
 
 def prepare_data(spec: str, root: str, splits: dict[str, str], model: str, log: Any) -> dict[str, Any]:
@@ -44,6 +51,10 @@ def prepare_data(spec: str, root: str, splits: dict[str, str], model: str, log: 
     def progress(split: str, rows: int) -> None:
         log.emit.remote({"event": "rows", "split": split, "rows": rows})
 
+    storage = Storage(root)
+    if job.data.dataset and not storage.is_local:
+        folder = storage.fetch(DATASET)
+        splits = {name: str(folder / Path(source).name) for name, source in splits.items()}
     return prepare(job, root, splits, model, progress)
 
 

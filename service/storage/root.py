@@ -29,6 +29,7 @@ class Storage:
     Args:
         uri: a local path, or a URI that fsspec knows and whose driver is installed.
         progress: takes (bytes done, bytes in all) of uploads and downloads.
+        patience_s: how long what passes by itself is tried again on object storage; None: some minutes.
 
     Raises:
         InputError: the URI's protocol is unknown, or its driver is not installed.
@@ -36,7 +37,7 @@ class Storage:
     All methods raise StorageError where object storage refuses a call, or fails for some minutes.
     """
 
-    def __init__(self, uri: str, progress: Progress | None = None) -> None:
+    def __init__(self, uri: str, progress: Progress | None = None, patience_s: float | None = None) -> None:
         self.uri = uri.rstrip("/") or "/"
         try:
             fs, self._root = fsspec.url_to_fs(self.uri)
@@ -51,7 +52,7 @@ class Storage:
         if self.is_local:
             self._files = LocalFiles(Path(self._root))
         else:
-            self._files = RemoteFiles(self.uri, self.objects(), progress)
+            self._files = RemoteFiles(self.uri, self.objects(patience_s), progress)
 
     def objects(self, patience_s: float | None = None) -> Objects:
         """The calls of a remote root, with patience of their own."""

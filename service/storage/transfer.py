@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 AT_ONCE = 4
 """Files at a time, and pieces of each file at a time."""
 
-_REPORT_EVERY_S = 0.2
+_REPORT_EVERY_S = 0.5
 
 
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
