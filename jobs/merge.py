@@ -62,7 +62,7 @@ def merge(
         whisper = load_whisper(spec.training.base_model, revision)
     tied = whisper.model.config.tie_word_embeddings  # PEFT clears it where merging takes the two apart
     batch = _compared_batch(spec, whisper, rows)
-    model = load_adapter(whisper.model, storage.local(ADAPTER))
+    model = load_adapter(whisper.model, storage.fetch(ADAPTER))
     logits_BTV = _logits(model.to(device), batch)
     merged = model.merge_and_unload(safe_merge=True)
     difference = max_difference(_logits(merged, batch), logits_BTV, batch)
@@ -76,7 +76,7 @@ def merge(
     with storage.new_folder(MERGED) as folder:
         save_checkpoint(merged.to("cpu", whisper.stored_dtype), whisper.processor, folder, _language_of(rows))
     del model, merged, whisper.model
-    saved = load_whisper(str(storage.local(MERGED)))
+    saved = load_whisper(str(storage.fetch(MERGED)))
     saved.model.to(device)
     after_cast = max_difference(_logits(saved.model, batch), logits_BTV, batch)
     return {

@@ -68,12 +68,12 @@ def describe_model(model: str) -> dict[str, Any]:
 def merge_adapter(spec: str, root: str, revision: str | None, log: Any) -> dict[str, Any]:
     """See `jobs.merge.merge`."""
     from jobs.merge import merge
-    from jobs.prepare import split_file
+    from jobs.prepare import fetch_rows
 
     def progress(done: int, total: int) -> None:
         log.emit.remote({"event": "transcribed", "what": "merged", "done": done, "total": total})
 
-    val = str(Storage(root).local(split_file("val")))
+    val = fetch_rows(Storage(root), "val")
     return merge(JobSpec.model_validate_json(spec), root, val, progress, revision=revision)
 
 
