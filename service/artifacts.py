@@ -34,6 +34,7 @@ CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 ADAPTER = "adapter"
 MERGED = "merged"
+EXPORTS = "exports"
 MANIFEST = "manifest.json"
 
 DATASET = f"{DATA}/dataset"
@@ -83,6 +84,8 @@ class RunManifest(BaseModel):
     wer: dict[str, float]
     """Word error rate per artifact, after Whisper's normaliser, as a fraction."""
     promoted: bool | None
+    refused: dict[str, str] = {}
+    """Artifacts that are not to be used, each with its reason."""
     files: list[FileRecord]
 
 

@@ -19,6 +19,8 @@ COMMANDS = {
     "run": "service.cli.jobs",
     "evaluate": "service.cli.jobs",
     "verify": "service.cli.runs",
+    "artifacts": "service.cli.runs",
+    "pull": "service.cli.runs",
     "manifest": "service.cli.manifests",
 }
 """Where each command lives; its module is imported when it is called."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from glob import escape
 from pathlib import Path
 from typing import TypeVar
 
@@ -106,7 +107,8 @@ def download(
         _read_pieces(read, size, part, journal, meter)
         if part.stat().st_size == size and (sha256 is None or sha256_of(part) == sha256):
             part.replace(target)
-            journal.unlink()
+            for left in target.parent.glob(f"{PRIVATE_PREFIX}{escape(target.name)}.*"):
+                left.unlink()
             return
     journal.unlink()
     part.unlink()
