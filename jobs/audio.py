@@ -43,8 +43,13 @@ def open_source(path: str) -> str | io.BytesIO:
         OSError, ValueError, ImportError: there is no such file, or it cannot be had.
     """
     if "://" in path:
-        with fsspec.open(path, "rb") as file:  # a clip is small
-            return io.BytesIO(file.read())
+        try:
+            with fsspec.open(path, "rb") as file:  # a clip is small
+                return io.BytesIO(file.read())
+        except UNREADABLE:
+            raise
+        except Exception as error:  # noqa: BLE001  # each store's driver has errors of its own
+            raise OSError(str(error)) from error
     with open(path, "rb"):  # libsndfile says "System error" for a missing file
         return path
 

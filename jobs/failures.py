@@ -7,6 +7,7 @@ import errno
 from collections.abc import Iterator
 
 from service.errors import (
+    Fault,
     HungError,
     InputError,
     InputLostError,
@@ -17,6 +18,7 @@ from service.errors import (
     WorkerLostError,
 )
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
 # The native writers of safetensors, Arrow and torch raise errors of their own, with the system's text in them.
 _NO_SPACE = ("no space left on device", "disk quota exceeded", "read-only file system")
@@ -58,6 +60,14 @@ def inputs_that_were_there() -> Iterator[None]:
         raise InputLostError(
             f"{error}; it was there when the job checked it. Put it back where every node sees it. {GO_ON}"
         ) from error
+
+
+def root_not_writable(root: str, error: OSError) -> WhisperJobsError:
+    """What a root that takes no file at a job's start means: bad input, or a disk that is full."""
+    if error.errno in _FULL:
+        return StorageError(f"{root}: the disk is full ({error.strerror}); make room and try again")
+    reason = error.strerror or str(error)
+    return InputError([Fault(root, f"cannot be written ({reason}); give another outdir or storage.uri")])
 
 
 def first_line(error: BaseException) -> str:

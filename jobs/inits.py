@@ -24,7 +24,7 @@ from jobs import distributed
 from jobs.adapter import ADAPTER_NAME, attach, base_name, lora_config, lora_layers, plan_of
 from jobs.init_data import InitClips, eva_directions, prepare_corda, prepare_lora_ga
 from jobs.train.checkpoint import WEIGHTS, adapter_state, save_adapter
-from jobs.train.store import fault_of, seal
+from jobs.train.store import fault_in, keep_sealed
 from service.artifacts import CHECKPOINTS
 from service.errors import InputError
 from service.spec.targets import AdaptedModule, matches_targets
@@ -69,14 +69,12 @@ def begin(model: Any, training: TrainingConfig, storage: Storage, rank: int, cli
     """
     wrapped = None
     # One worker looks: on a network file system the others' look would hide the file from them for a while.
-    if not distributed.gather([rank == 0 and fault_of(storage.local(INITIAL)) is None])[0]:
+    if not distributed.gather([rank == 0 and fault_in(storage, INITIAL) is None])[0]:
         if rank == 0:
-            wrapped = make(model, training, clips)
-            with storage.new_folder(INITIAL) as folder:
-                save_adapter(folder, wrapped, adapter_state(wrapped))
-                seal(folder)
+            made = wrapped = make(model, training, clips)
+            keep_sealed(storage, INITIAL, lambda folder: save_adapter(folder, made, adapter_state(made)))
         distributed.barrier()
-    folder = storage.local(INITIAL)
+    folder = storage.fetch(INITIAL)
     if wrapped is None:
         kept = LoraConfig.from_pretrained(str(folder))
         wrapped, _ = attach(model, training, _as_kept(plan_of(model, training), kept))
@@ -92,7 +90,7 @@ def begin(model: Any, training: TrainingConfig, storage: Storage, rank: int, cli
 
 def initial_sha256(storage: Storage) -> str:
     """SHA-256 of the run's initial state: what its checkpoints are to be read over."""
-    return sha256_of(storage.local(INITIAL) / WEIGHTS)
+    return sha256_of(storage.fetch(INITIAL) / WEIGHTS)
 
 
 def make(model: Any, training: TrainingConfig, clips: Callable[[], InitClips]) -> Any:

@@ -8,35 +8,57 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from service.errors import Fault, InputError, StorageError
+from jobs.failures import root_not_writable
+from jobs.remote_lock import HeldError, held
+from service.errors import Fault, InputError
 from service.storage import LOCK, Storage
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
 
 
 @contextlib.contextmanager
-def sole_run(root: Storage) -> Iterator[None]:
-    """Hold a root for this process. The system lets go of it when the process ends, however it ends.
+def sole_run(root: Storage, tell: Callable[[str], None] = lambda text: None) -> Iterator[Callable[[], None]]:
+    """Hold a root for this process.
 
-    It works across machines where their shared file system has locks (NFS 4, Lustre with flock, ...).
+    Of a folder the system lets go when the process ends, however it ends. That works across machines where their shared
+    file system has locks (NFS 4, Lustre with flock, ...). On object storage see jobs/remote_lock.py.
+
+    Args:
+        root: the root.
+        tell: takes a line for whoever watches.
+
+    Yields:
+        a function that raises StorageError where another run has taken the root over meanwhile.
 
     Raises:
         InputError: another run holds it, or it cannot be written.
     """
+    if root.is_local:
+        with _held_folder(root):
+            yield lambda: None
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            check = stack.enter_context(held(root, tell))
+        except HeldError as holder:
+            raise _refused(root, str(holder)) from None
+        yield check
+
+
+@contextlib.contextmanager
+def _held_folder(root: Storage) -> Iterator[None]:
     path = root.local(LOCK)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _open_locked(path)
     except BlockingIOError:
-        holder = _holder(path)
-        way_out = f"another run is at work here{holder}; wait for its end, stop it, or give another outdir"
-        raise InputError([Fault(root.path(), way_out)]) from None
+        raise _refused(root, _holder(path)) from None
     except OSError as error:
-        raise _not_writable(root, error) from error
+        raise root_not_writable(root.path(), error) from error
     try:
         yield
     finally:
@@ -75,8 +97,6 @@ def _holder(path: Path) -> str:
         return ""
 
 
-def _not_writable(root: Storage, error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"{root.path()}: the disk is full ({error.strerror}); make room and try again")
-    reason = error.strerror or str(error)
-    return InputError([Fault(root.path(), f"cannot be written ({reason}); give another outdir or storage.uri")])
+def _refused(root: Storage, holder: str) -> InputError:
+    way_out = f"another run is at work here{holder}; wait for its end, stop it, or give another outdir"
+    return InputError([Fault(root.path(), way_out)])

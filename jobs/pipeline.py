@@ -16,9 +16,10 @@ from jobs import tasks
 from jobs.cluster import Events, Resources, as_user_error, connected, require_resources, run_tasks
 from jobs.inputs import require_same_inputs
 from jobs.lock import sole_run
-from jobs.progress import Reporter
+from jobs.progress import Reporter, transfer_events
 from jobs.publish import promotion_reasons, publish
-from jobs.stages import Recorder, Stages, claim_root, holds_run_of
+from jobs.recorder import Recorder
+from jobs.stages import Stages, claim_root, holds_run_of
 from jobs.stopping import StopSignals
 from service import artifacts
 from service.artifacts import BaseModelRecord
@@ -39,6 +40,7 @@ class Job:
         root: where its artifacts go.
         stages: runs its stages.
         events: takes what happens.
+        recorder: keeps it.
         resources: what each worker asks for.
         signals: what the user asks for meanwhile.
         await_resources: waits until the cluster has room for the workers (again).
@@ -48,6 +50,7 @@ class Job:
     root: Storage
     stages: Stages
     events: Events
+    recorder: Recorder
     resources: Resources
     signals: StopSignals
     await_resources: Callable[[], Resources]
@@ -76,17 +79,23 @@ def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, 
     Raises:
         WhisperJobsError: with the exit code of what went wrong.
     """
-    root = Storage(spec.root)
+    root = Storage(spec.root, transfer_events(reporter.show))
     signals = StopSignals()
     signals.install()
-    root.local()  # a clear error for what this version cannot hold
+    root.require_access(write=True)
     if not overwrite and is_complete(spec, root):
         reporter.show({"event": "notice", "text": f"this job is complete already: {escape(root.path())}"})
         return dict(root.read_json(artifacts.METRICS))
-    with sole_run(root):
+
+    def tell(text: str) -> None:
+        reporter.show({"event": "notice", "text": escape(text)})
+
+    with sole_run(root, tell) as still_held:
+        signals.watch(still_held)
         claim_root(spec, root, overwrite=overwrite)
         require_same_inputs(spec, root)
-        return _run(spec, root, reporter, signals)
+        with Recorder(root, reporter) as recorder:
+            return _run(spec, root, recorder, reporter, signals)
 
 
 def is_complete(spec: JobSpec, root: Storage) -> bool:
@@ -101,8 +110,7 @@ def is_complete(spec: JobSpec, root: Storage) -> bool:
     return True
 
 
-def _run(spec: JobSpec, root: Storage, reporter: Reporter, signals: StopSignals) -> dict[str, Any]:
-    recorder = Recorder(root, reporter)
+def _run(spec: JobSpec, root: Storage, recorder: Recorder, reporter: Reporter, signals: StopSignals) -> dict[str, Any]:
     if _is_temporary(root):
         text = "results go to a folder that Ray deletes with the job's working directory; give an absolute path or URI"
         recorder.take({"event": "notice", "text": f"[yellow]warning[/yellow]: {text} as outdir or storage.uri"})
@@ -119,8 +127,14 @@ def _run(spec: JobSpec, root: Storage, reporter: Reporter, signals: StopSignals)
         try:
             resources = await_resources()
             stages = Stages(root, events.emit)
+<<<<<<< HEAD
             job = Job(with_gpus(spec, resources), root, stages, events, resources, signals, await_resources)
             return {"train": _train_job, "evaluate": _evaluate_job, "export": _export_job}[spec.kind](job)
+=======
+            asked = with_gpus(spec, resources)
+            job = Job(asked, root, stages, events, recorder, resources, signals, await_resources)
+            return {"train": _train_job, "evaluate": _evaluate_job}[spec.kind](job)
+>>>>>>> storage
         except ray.exceptions.RayError as error:
             raise as_user_error(error) from error
         except JobFailedError as error:
@@ -181,7 +195,7 @@ def _train_job(job: Job) -> dict[str, Any]:
         _export(job, metrics["artifacts"])
     reasons = promotion_reasons(metrics)
     metrics |= {"promoted": not reasons, "promotion_reasons": reasons, "seconds": job.stages.all_seconds()}
-    publish(spec, job.root, metrics, data, base)
+    _publish(job, metrics, data, base)
     return metrics
 
 
@@ -198,10 +212,11 @@ def _evaluate_job(job: Job) -> dict[str, Any]:
     scored = job.stages.run("evaluate", f"transcribing with {spec.evaluation.model}", lambda: _evaluate(job, model))
     base = _describe(job, "the model", model["base"])
     metrics = {"job_id": spec.job_id, "model": scored, "seconds": job.stages.all_seconds()}
-    publish(spec, job.root, metrics, data, base)
+    _publish(job, metrics, data, base)
     return metrics
 
 
+<<<<<<< HEAD
 def _export_job(job: Job) -> dict[str, Any]:
     spec, text = job.spec, job.spec.to_json()
     job.run(tasks.check_exports, [HF, *_formats(spec)])
@@ -263,6 +278,13 @@ def _export(job: Job, entries: dict[str, dict[str, Any]]) -> None:
         entries[name] = found | entries.get(name, {})
         if why := found.get("refused"):
             job.events.emit({"event": "notice", "text": f"[red]refused[/red]: {name}: {escape(why)}"})
+=======
+def _publish(job: Job, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord) -> None:
+    job.events.flush()
+    job.recorder.copy()  # manifest.json has the hash of events.jsonl
+    job.signals.check_watched()
+    publish(job.spec, job.root, metrics, data, base)
+>>>>>>> storage
 
 
 def _describe(job: Job, what: str, model: str) -> BaseModelRecord:
@@ -271,18 +293,21 @@ def _describe(job: Job, what: str, model: str) -> BaseModelRecord:
 
 
 def _train(job: Job, revision: str | None) -> dict[str, Any]:
-    from jobs.prepare import split_file
-
-    splits = {name: str(job.root.local(split_file(name))) for name in ("train", "val")}
     if job.resources.workers:
         from jobs.train.on_ray import train_on_ray
 
-        return train_on_ray(job, splits, revision)
+        return train_on_ray(job, revision)
+    from jobs.prepare import fetch_rows
     from jobs.train.loop import TrainTask, train
     from jobs.train.session import LocalSession
 
-    session = LocalSession(job.events.emit, stopping=lambda: job.signals.asked)
-    task = TrainTask(job.spec, splits["train"], splits["val"], job.root.path(), revision)
+    def stopping() -> bool:
+        job.signals.check_watched()
+        return job.signals.asked
+
+    session = LocalSession(job.events.emit, stopping=stopping)
+    train_rows, val_rows = (fetch_rows(job.root, name) for name in ("train", "val"))
+    task = TrainTask(job.spec, train_rows, val_rows, job.root.path(), revision)
     try:
         return train(task, session)
     except StoppedError as error:

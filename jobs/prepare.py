@@ -27,7 +27,7 @@ from jobs.manifest.transcript import joined_reason, text_faults
 from jobs.model import load_prompter, quiet_libraries
 from jobs.text import TextNormaliser
 from jobs.tokens import Prompter
-from service.artifacts import DATA, REJECTS
+from service.artifacts import DATA, DATASET, REJECTS
 from service.errors import Fault, ManifestError
 from service.spec.job import JobSpec
 from service.storage import Storage
@@ -90,6 +90,17 @@ def split_file(name: str) -> str:
     return f"{DATA}/{name}.arrow"
 
 
+def fetch_rows(storage: Storage, name: str) -> str:
+    """A split's rows as a file of this machine; what the job took from a dataset's tables is brought here with it.
+
+    Raises:
+        NotFoundError: there are none.
+    """
+    if not storage.is_local and storage.exists(DATASET):
+        storage.fetch(DATASET)  # where the rows' paths lead to
+    return str(storage.fetch(split_file(name)))
+
+
 def prepare(
     spec: JobSpec, root: str, splits: dict[str, str], model: str, progress: Progress = lambda split, rows: None
 ) -> dict[str, Any]:
@@ -113,17 +124,15 @@ def prepare(
     storage = Storage(root)
     prompter = load_prompter(model)
     found = []
-    rejects = storage.local(REJECTS).with_name(f".wj-{REJECTS}")
-    rejects.parent.mkdir(parents=True, exist_ok=True)
-    with open(rejects, "w", encoding="utf-8", newline="") as file:
-        left_out = csv.writer(file, lineterminator="\n")
-        left_out.writerow(("split", "path", "kind", "reason"))
-        for name, source in splits.items():
-            split = Split(name, source)
-            _store(split, storage.local(split_file(name)), _check_rows(split, prompter, spec, left_out), progress)
-            found.append(split)
-    _settle(found, reject=spec.data.bad_rows == "reject")
-    rejects.replace(storage.local(REJECTS))
+    with storage.new_file(REJECTS) as rejects:
+        with open(rejects, "w", encoding="utf-8", newline="") as file:
+            left_out = csv.writer(file, lineterminator="\n")
+            left_out.writerow(("split", "path", "kind", "reason"))
+            for name, source in splits.items():
+                split = Split(name, source)
+                _store(split, storage, _check_rows(split, prompter, spec, left_out), progress)
+                found.append(split)
+        _settle(found, reject=spec.data.bad_rows == "reject")
     both = 0
     if len(found) > 1:
         one, other = (np.frombuffer(split.sentences, np.uint64) for split in found)
@@ -131,16 +140,14 @@ def prepare(
     return {split.name: split.as_dict() for split in found} | {"sentences_in_both": both}
 
 
-def _store(split: Split, target: Path, records: Iterator[dict[str, Any]], progress: Progress) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".wj-{target.name}")
+def _store(split: Split, storage: Storage, records: Iterator[dict[str, Any]], progress: Progress) -> None:
     with ExitStack() as stack:
-        file = stack.enter_context(pa.OSFile(str(aside), "wb"))
+        path = stack.enter_context(storage.new_file(split_file(split.name)))
+        file = stack.enter_context(pa.OSFile(str(path), "wb"))
         writer = stack.enter_context(pa.ipc.new_stream(file, SCHEMA))
         for block in _blocks(records, BLOCK):
             writer.write_batch(pa.RecordBatch.from_pylist(block, schema=SCHEMA))
             progress(split.name, split.rows)
-    aside.replace(target)
 
 
 def _check_rows(split: Split, prompter: Prompter, spec: JobSpec, left_out: Any) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,20 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 _LINE_EVERY_S = 10.0
 
 
+LARGE = 32 << 20
+"""Bytes of a transfer that is worth a bar."""
+
+
+def transfer_events(emit: Callable[[dict[str, Any]], None]) -> Callable[[int, int], None]:
+    """Storage's progress as events, of large transfers."""
+
+    def tell(done: int, total: int) -> None:
+        if total >= LARGE:
+            emit({"event": "uploaded", "done": done, "total": total})
+
+    return tell
+
+
 def seconds_text(seconds: float) -> str:
     """`0:07`, `12:30` or `3:05:00`."""
     minutes, rest = divmod(round(seconds), 60)
@@ -41,6 +55,7 @@ class Reporter:
             "step": self._step,
             "transcribed": self._transcribed,
             "evaluation": self._evaluation,
+            "uploaded": self._uploaded,
             "notice": lambda event: self._say(event["text"]),
         }
 
@@ -126,6 +141,9 @@ class Reporter:
 
     def _transcribed(self, event: dict[str, Any]) -> None:
         self._advance(f"transcribing ({event['what']})", event["done"], event["total"])
+
+    def _uploaded(self, event: dict[str, Any]) -> None:
+        self._advance("uploading, MB", round(event["done"] / 1e6), round(event["total"] / 1e6))
 
     def _evaluation(self, event: dict[str, Any]) -> None:
         where = f" at step {event['step']}" if "step" in event else ""

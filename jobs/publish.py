@@ -31,8 +31,12 @@ REPORTED_PACKAGES = (
 
 
 def publish(spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord) -> None:
-    """Write metrics.json, the card and, last of all, manifest.json: from then on the run is complete."""
-    root.sweep()  # what a worker that died has left half-written
+    """Write metrics.json, the card and, last of all, manifest.json: from then on the run is complete.
+
+    Raises:
+        ExistsError: another writer has published here meanwhile.
+    """
+    root.sweep(resumable=True)  # what a worker that died has left half-written
     root.write_json(artifacts.METRICS, metrics)
     if spec.kind == "train":
         from jobs.card import model_card
@@ -55,7 +59,7 @@ def publish(spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[st
         refused=refused_artifacts(metrics),
         files=artifacts.file_records(root),
     )
-    root.write_text(artifacts.MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    root.create_bytes(artifacts.MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from jobs.adapter import load_adapter
 from jobs.device import autocast, device_of, set_threads
 from jobs.evaluate import to_lines
 from jobs.model import load_whisper
-from jobs.prepare import split_file
+from jobs.prepare import fetch_rows
 from jobs.score import Scorer, Utterance, summarise
 from jobs.sources import open_source
 from jobs.transcribe import shard, transcribe
@@ -25,10 +25,16 @@ def score_shard(
     """Transcribe and score one worker's share of the rows; runs as a Ray task."""
     spec = JobSpec.model_validate_json(spec_json)
     set_threads(spec)
+<<<<<<< HEAD
     rows = Dataset.from_file(str(Storage(root).fetch(split_file("val"))))
     source = open_source(model)
     whisper = load_whisper(source.base, source.revision, attention=spec.engine.attention)
     scored = load_adapter(whisper.model, source.adapter) if source.adapter else whisper.model
+=======
+    rows = Dataset.from_file(fetch_rows(Storage(root), "val"))
+    whisper = load_whisper(model["base"], attention=spec.engine.attention)
+    scored = load_adapter(whisper.model, Path(model["adapter"])) if model["adapter"] else whisper.model
+>>>>>>> storage
     mine = shard(rows, rank, workers)
 
     def progress(done: int) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
-from jobs.progress import Reporter
+from jobs.failures import root_not_writable
 from service import artifacts
 from service.errors import Fault, InputError, NotFoundError
 from service.spec.job import JobSpec
@@ -82,10 +78,7 @@ def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
     try:
         root.write_text(artifacts.SPEC, spec.to_json())
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            [Fault(root.path(), f"cannot be written ({reason}); give another outdir or storage.uri")]
-        ) from error
+        raise root_not_writable(root.path(), error) from error
 
 
 def holds_run_of(spec: JobSpec, root: Storage) -> bool:
@@ -116,42 +109,6 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = json.dumps(value)
     return flat
-
-
-class Recorder:
-    """Keeps events: shown to whoever watches, and in events.jsonl."""
-
-    def __init__(self, root: Storage, reporter: Reporter) -> None:
-        self._path = root.local(artifacts.EVENTS)
-        self._reporter = reporter
-        _end_with_a_line(self._path)
-        self._lost = False
-        self.tracebacks: list[str] = []
-
-    def take(self, event: dict[str, Any]) -> None:
-        """Keep and show one event."""
-        self._reporter.show(event)
-        if event["event"] == "traceback":
-            self.tracebacks.append(event["text"])
-        # What only moves a bar is not kept.
-        if event["event"] not in ("transcribed", "rows") and event.get("logged", True):
-            kept = {key: value for key, value in event.items() if key != "logged"}
-            try:
-                with open(self._path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(kept, ensure_ascii=False) + "\n")
-            except OSError as error:  # the job itself ends on it where it writes what it needs
-                if not self._lost:
-                    reason = error.strerror or str(error)
-                    text = f"[yellow]warning[/yellow]: {escape(str(self._path))} cannot be written ({reason})"
-                    self._reporter.show({"event": "notice", "text": text})
-                self._lost = True
-
-
-def _end_with_a_line(path: Path) -> None:
-    """Cut off what a process that was killed has left of a line."""
-    with contextlib.suppress(OSError), open(path, "r+b") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
 
 
 class Stages:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import psutil
@@ -25,6 +26,7 @@ class StopSignals:
     def __init__(self) -> None:
         self._first: signal.Signals | None = None
         self._when = 0.0
+        self._watched: list[Callable[[], None]] = []
 
     def install(self) -> None:
         """Take the signals; again after a library has taken them for itself."""
@@ -42,8 +44,18 @@ class StopSignals:
         Raises:
             StoppedError: it was.
         """
+        self.check_watched()
         if self._first is not None:
             raise self.error(f"stopped ({self._first.name}). The same command goes on with what is done")
+
+    def watch(self, check: Callable[[], None]) -> None:
+        """Have something else looked at too, whose error ends the work."""
+        self._watched.append(check)
+
+    def check_watched(self) -> None:
+        """Look at what is watched; raises what it raises."""
+        for check in self._watched:
+            check()
 
     def error(self, text: str) -> StoppedError:
         """The error that goes with the signal that came."""

@@ -14,7 +14,7 @@ from service import artifacts
 from service.spec.export import HF
 from service.storage import Storage
 
-_EXPORTS_WIDTH = 104
+_EXPORTS_WIDTH = 110
 """Columns of the exports' table, also where the terminal has fewer: numbers that are cut say nothing."""
 
 
@@ -66,7 +66,7 @@ def _rates(metrics: dict[str, Any]) -> Table:
 
 
 def _exports(entries: dict[str, dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 2))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, label in enumerate(HEADER):
         table.add_column(label, justify="left" if index < 3 else "right", no_wrap=True)
     for row in export_rows(entries):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import importlib.util
 import shutil
 from collections.abc import Callable
+=======
+from pathlib import Path
+>>>>>>> storage
 from typing import Any
 
 from service.artifacts import ADAPTER, DATASET, read_manifest
@@ -28,12 +32,18 @@ def check_hardware(spec: str) -> str:
 
 def build_dataset(spec: str, root: str, log: Any) -> dict[str, Any]:
     """See `jobs.manifest.from_spec.build_from_dataset`."""
-    from jobs.manifest.from_spec import build_from_dataset
+    from jobs.manifest.from_spec import anchor, build_from_dataset
 
     def progress(rows: int) -> None:
         log.emit.remote({"event": "rows", "split": "dataset", "rows": rows})
 
-    return build_from_dataset(JobSpec.model_validate_json(spec), Storage(root).local(DATASET), progress)
+    job, storage = JobSpec.model_validate_json(spec), Storage(root)
+    if storage.is_local:
+        return build_from_dataset(job, storage.local(DATASET), progress)
+    with storage.new_folder(DATASET) as folder:
+        built = build_from_dataset(job, folder, progress)
+        anchor(folder)
+    return built | {"manifests": {name: f"{DATASET}/{Path(path).name}" for name, path in built["manifests"].items()}}
 
 
 def prepare_data(spec: str, root: str, splits: dict[str, str], model: str, log: Any) -> dict[str, Any]:
@@ -49,6 +59,10 @@ def prepare_data(spec: str, root: str, splits: dict[str, str], model: str, log: 
     def progress(split: str, rows: int) -> None:
         log.emit.remote({"event": "rows", "split": split, "rows": rows})
 
+    storage = Storage(root)
+    if job.data.dataset and not storage.is_local:
+        folder = storage.fetch(DATASET)
+        splits = {name: str(folder / Path(source).name) for name, source in splits.items()}
     return prepare(job, root, splits, model, progress)
 
 
@@ -86,6 +100,7 @@ def merge_adapter(spec: str, root: str, revision: str | None, log: Any) -> dict[
 def merge_source(spec: str, root: str, source: dict[str, Any], log: Any) -> dict[str, Any]:
     """See `jobs.merge.merge`: an adapter from elsewhere."""
     from jobs.merge import merge
+<<<<<<< HEAD
     from jobs.sources import open_source
 
     job, storage = JobSpec.model_validate_json(spec), Storage(root)
@@ -106,6 +121,9 @@ def export_artifact(spec: str, root: str, name: str, log: Any) -> dict[str, Any]
 
 def _val(storage: Storage) -> str:
     from jobs.prepare import split_file
+=======
+    from jobs.prepare import fetch_rows
+>>>>>>> storage
 
     return str(storage.fetch(split_file("val")))
 
@@ -114,7 +132,12 @@ def _transcribed(log: Any, what: str) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
         log.emit.remote({"event": "transcribed", "what": what, "done": done, "total": total})
 
+<<<<<<< HEAD
     return progress
+=======
+    val = fetch_rows(Storage(root), "val")
+    return merge(JobSpec.model_validate_json(spec), root, val, progress, revision=revision)
+>>>>>>> storage
 
 
 def resolve_model(model: str, setting: str, base: str | None = None) -> dict[str, Any]:

@@ -3,9 +3,10 @@
     WhisperJobsError            exit code
     ├── InputError                  2   bad input; nothing was started, nothing was changed
     │   ├── SpecError                   faults of a job spec or a flag
-    │   └── ManifestError               faults of a CSV or of the audio that it names
+    │   ├── ManifestError               faults of a CSV or of the audio that it names
+    │   └── ExistsError                 another writer was first
     ├── JobFailedError              3   the job ran and failed
-    │   ├── StorageError               11   results cannot be written: a full disk, a read-only or forbidden folder
+    │   ├── StorageError               11   results cannot be written: a full disk, a forbidden folder, no store
     │   ├── OutOfMemoryError           12   a worker ran out of memory
     │   ├── DivergedError              13   a loss or gradient is not a finite number
     │   ├── HungError                  14   a worker gave no sign of life
@@ -93,6 +94,10 @@ class SpecError(InputError):
 
 class ManifestError(InputError):
     """A CSV manifest is wrong, or the audio that it names."""
+
+
+class ExistsError(InputError):
+    """What was to be written only once is there already: another writer was first."""
 
 
 class JobFailedError(WhisperJobsError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def manifest(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
     folder: Path = tmp_path_factory.mktemp("manifest")
     build(speech, folder, val_ratio=0.25)
     return folder
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """An S3 server of its own, with authentication enforced: `objectstore.Server`."""
+    from objectstore import moto_server
+
+    with moto_server() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -70,10 +70,15 @@ def start(
     )
 
 
-def run(*arguments: Any, cluster: str | None = None) -> Finished:
-    """Run a job to its end."""
+def run(
+    *arguments: Any,
+    cluster: str | None = None,
+    variables: dict[str, str] | None = None,
+    program: tuple[str, ...] = JOB,
+) -> Finished:
+    """Run a job, or a command of the client, to its end."""
     started = time.monotonic()
-    process = start(*arguments, cluster=cluster)
+    process = start(*arguments, cluster=cluster, variables=variables, program=program)
     try:
         stdout, stderr = process.communicate(timeout=TIMEOUT_S)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -53,3 +54,18 @@ def build_from_dataset(spec: JobSpec, folder: Path, progress: Callable[[int], No
         "manifests": {"train": str(folder.absolute() / TRAIN), "val": str(folder.absolute() / VAL)},
         "report": asdict(report),
     }
+
+
+def anchor(folder: Path) -> None:
+    """Make the manifests' paths to audio outside of their folder absolute, so that the folder may be moved."""
+    for name in (TRAIN, VAL):
+        with open(folder / name, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or ()), list(reader)
+        for row in rows:
+            if row["path"].startswith("../"):
+                row["path"] = str((folder / row["path"]).resolve())
+        with open(folder / name, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)

@@ -32,6 +32,7 @@ from jobs.failures import inputs_that_were_there
 from jobs.init_data import InitClips
 from jobs.inits import INITIAL, begin, initial_sha256, without_adapter
 from jobs.model import Whisper, load_whisper
+from jobs.progress import transfer_events
 from jobs.score import summarise
 from jobs.train.checkpoint import (
     Progress,
@@ -84,7 +85,8 @@ class Trainer:
     """One run of the engine in one worker."""
 
     def __init__(self, task: TrainTask, session: Session) -> None:
-        self.spec, self.session, self.storage = task.spec, session, Storage(task.root)
+        self.spec, self.session = task.spec, session
+        self.storage = Storage(task.root, transfer_events(session.emit))
         self.settings, self.revision = task.spec.training, task.revision
         self.runtime: Runtime = make_runtime(task.spec, self.storage, session)
         self.train_set, self.val_set = Dataset.from_file(task.train), Dataset.from_file(task.val)
@@ -324,6 +326,7 @@ class Trainer:
 
         if self.session.rank == 0:
             self.checkpoints.save(self.progress.step, write)
+            self.runtime.keep_curves()
         distributed.barrier()
         self.kept_step = self.progress.step
         self.session.emit({"event": "checkpoint", "step": self.progress.step})
@@ -351,7 +354,7 @@ class Trainer:
         del self.model, self.optimizer, self.scheduler, self.parameters, self.whisper.model
         gc.collect()
         self.whisper = self._load_base()
-        model = load_adapter(self.whisper.model, self.storage.local(ADAPTER)).to(self.runtime.device)
+        model = load_adapter(self.whisper.model, self.storage.fetch(ADAPTER)).to(self.runtime.device)
         utterances, summary = self._evaluate(model, "tuned", self.spec.evaluation.bootstrap)
         if self.session.rank == 0:
             self.storage.write_text(TUNED_LINES, to_lines(utterances))

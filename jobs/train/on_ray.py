@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import traceback
 from collections.abc import Mapping
@@ -23,11 +24,13 @@ from service.errors import (
     HungError,
     InputError,
     JobFailedError,
+    NotFoundError,
     StoppedError,
     WhisperJobsError,
     WorkerLostError,
 )
 from service.spec.job import JobSpec
+from service.storage import Storage
 
 if TYPE_CHECKING:
     from jobs.pipeline import Job
@@ -59,7 +62,7 @@ class RaySession:
         return self._stop.is_set()
 
 
-def train_on_ray(job: Job, splits: dict[str, str], revision: str | None) -> dict[str, Any]:
+def train_on_ray(job: Job, revision: str | None) -> dict[str, Any]:
     """Run the engine in a group of workers; returns what `jobs.train.loop.train` returns.
 
     A worker that dies costs the steps since the last checkpoint: the group is started again, `resources.max_failures`
@@ -71,7 +74,7 @@ def train_on_ray(job: Job, splits: dict[str, str], revision: str | None) -> dict
         HungError: a worker gave no sign of life.
         StoppedError: the user asked for it; a checkpoint is kept.
     """
-    config = {"spec": job.spec.to_json(), "root": job.root.path(), "splits": splits, "revision": revision}
+    config = {"spec": job.spec.to_json(), "root": job.root.path(), "revision": revision}
     limit, failures, resources = job.spec.resources.max_failures, 0, job.resources
     while True:
         try:
@@ -117,6 +120,7 @@ def _fit(job: Job, trainer: TorchTrainer) -> None:
             told = True
             job.events.emit({"event": "notice", "text": "stopping with a checkpoint (Ctrl-C again: at once)"})
             job.events.bell.ring.remote()
+        job.signals.check_watched()
         silent_s = job.events.silent_s
         if silent_s is not None and silent_s > job.spec.engine.timeout_s:
             raise HungError(f"the workers gave no sign of life for {silent_s:.0f} s (engine.timeout_s). {GO_ON}")
@@ -142,24 +146,32 @@ def _trainer(job: Job, config: dict[str, Any], resources: Resources) -> TorchTra
         run_config=RunConfig(
             # Checkpoints are our own (jobs.train.store): Ray Train keeps nothing to go on from under this name.
             name=".wj-ray-train",
-            storage_path=job.root.path(CHECKPOINTS),
+            # It is looked at where its controller runs alone, and so need not be shared.
+            storage_path=job.root.path(CHECKPOINTS) if job.root.is_local else _aside(job.spec.job_id),
             # Without a limit a group that cannot be placed is tried for ever.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
     )
 
 
+def _aside(job_id: str) -> str:
+    return str(Path(tempfile.gettempdir()) / f"whisper-jobs-{os.getuid()}" / job_id)
+
+
 def _worker(config: dict[str, Any]) -> None:
+    from jobs.prepare import fetch_rows
     from jobs.train.loop import TrainTask, train
 
     session = RaySession(config["log"], config["bell"])
     session.emit({"event": "worker", "pid": os.getpid()})
-    if not Path(config["splits"]["train"]).exists():
+    spec, storage = JobSpec.model_validate_json(config["spec"]), Storage(config["root"])
+    try:
+        splits = {name: fetch_rows(storage, name) for name in ("train", "val")}
+    except NotFoundError:
         where = ray.util.get_node_ip_address()
         way_out = f"is not seen on the node {where}; give a folder that all nodes share as outdir or storage.uri"
-        raise InputError([Fault(config["root"], way_out)])
-    spec = JobSpec.model_validate_json(config["spec"])
-    task = TrainTask(spec, **config["splits"], root=config["root"], revision=config["revision"])
+        raise InputError([Fault(config["root"], way_out)]) from None
+    task = TrainTask(spec, **splits, root=config["root"], revision=config["revision"])
     try:
         result = train(task, session)
     except WhisperJobsError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 from jobs.device import has_gpu, precision_of, set_threads
 from jobs.train.session import Session
 from service.artifacts import TENSORBOARD
-from service.errors import Fault, InputError, SpecError
+from service.errors import Fault, SpecError
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -21,8 +23,8 @@ from service.storage import Storage
 class Runtime:
     """What a worker computes with."""
 
-    def __init__(self, accelerator: Accelerator, spec: JobSpec) -> None:
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, spec: JobSpec, curves: Curves) -> None:
+        self._accelerator, self._curves = accelerator, curves
         self.device: torch.device = accelerator.device
         self.precision: str = accelerator.mixed_precision
         self.scaler = accelerator.scaler
@@ -67,6 +69,14 @@ class Runtime:
         """Close the trackers. (accelerate's end_training would end the process group too, and we still need it.)"""
         for tracker in self._accelerator.trackers:
             tracker.finish()
+        self._curves.keep()
+
+    def keep_curves(self) -> None:
+        """Have a remote root hold what TensorBoard's tracker has written so far."""
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.flush()
+        self._curves.keep()
 
 
 def make_runtime(spec: JobSpec, storage: Storage, session: Session) -> Runtime:
@@ -77,12 +87,13 @@ def make_runtime(spec: JobSpec, storage: Storage, session: Session) -> Runtime:
     """
     set_threads(spec)
     wanted = [name.lower() for name in spec.engine.report_to if name.lower() != "none"]
+    curves = Curves(storage)
     # Ray has set up the process group; accelerate takes it as it is.
     accelerator = Accelerator(
         cpu=not has_gpu(spec),
         mixed_precision=precision_of(spec),
         log_with=_trackers(wanted),
-        project_dir=_project(storage),
+        project_dir=str(curves.folder),
     )
     if wanted:
         found = {str(getattr(kind, "value", kind)) for kind in accelerator.log_with}
@@ -92,7 +103,7 @@ def make_runtime(spec: JobSpec, storage: Storage, session: Session) -> Runtime:
     if spec.training.use_dora and spec.training.ephemeral_gpu_offload and not has_gpu(spec):
         text = "ephemeral_gpu_offload has no effect: this worker has no GPU"
         session.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {text}"})
-    return Runtime(accelerator, spec)
+    return Runtime(accelerator, spec, curves)
 
 
 def _trackers(names: list[str]) -> list[str] | None:
@@ -104,11 +115,32 @@ def _trackers(names: list[str]) -> list[str] | None:
     return names or None
 
 
-def _project(storage: Storage) -> str | None:
-    try:
-        return str(storage.local(TENSORBOARD))
-    except InputError:
-        return None
+class Curves:
+    """The folder that trackers write to: in a local root itself; of a remote one aside, and copied.
+
+    Args:
+        storage: the run's root.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._copied: dict[str, int] = {}
+        if storage.is_local:
+            self.folder = storage.local(TENSORBOARD)
+        else:
+            self._scratch = tempfile.TemporaryDirectory(prefix="whisper-jobs-")
+            self.folder = Path(self._scratch.name)
+
+    def keep(self) -> None:
+        """Copy the files that have grown. They begin anew with each start, under new names."""
+        if self._storage.is_local:
+            return
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_file() and path.stat().st_size != self._copied.get(name):
+                content = path.read_bytes()  # it may grow while it is on its way
+                self._storage.write_bytes(f"{TENSORBOARD}/{name}", content)
+                self._copied[name] = len(content)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

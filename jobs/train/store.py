@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from service.artifacts import CHECKPOINTS
+from service.errors import NotFoundError, VerificationError
 from service.storage import Storage, sha256_of
 
 SEAL = "checkpoint.json"
@@ -39,24 +40,39 @@ class CheckpointStore:
 
     def save(self, step: int, write: Write) -> None:
         """Keep a checkpoint, and remove those that are too many."""
-        with self._storage.new_folder(_name(step)) as folder:
-            write(folder)
-            seal(folder)
+        keep_sealed(self._storage, _name(step), write)
         for old in self.steps()[: -self._keep]:
             self._storage.remove(_name(old))
 
     def newest(self) -> int | None:
         """The step of the newest whole checkpoint; torn ones are named and passed over."""
         for step in reversed(self.steps()):
-            fault = fault_of(self.folder(step))
+            fault = fault_in(self._storage, _name(step))
             if fault is None:
                 return step
             self._tell(f"checkpoint {step} is passed over: {fault}")
         return None
 
     def folder(self, step: int) -> Path:
-        """A checkpoint's files."""
-        return self._storage.local(_name(step))
+        """A checkpoint's files, on this machine."""
+        return self._storage.fetch(_name(step))
+
+
+def keep_sealed(storage: Storage, name: str, write: Write) -> None:
+    """Keep a folder with its seal."""
+    with storage.new_folder(name, last=SEAL) as folder:
+        write(folder)
+        seal(folder)
+
+
+def fault_in(storage: Storage, name: str) -> str | None:
+    """What is wrong with a sealed folder below a root; None: nothing."""
+    if not storage.exists(f"{name}/{SEAL}"):  # nothing of it need come here
+        return f"it is not complete (no {SEAL})"
+    try:
+        return fault_of(storage.fetch(name))
+    except (NotFoundError, VerificationError) as error:
+        return str(error)
 
 
 def seal(folder: Path) -> None:

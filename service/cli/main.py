@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "service.cli.jobs",
     "export": "service.cli.jobs",
     "verify": "service.cli.runs",
+    "artifacts": "service.cli.runs",
+    "pull": "service.cli.runs",
     "manifest": "service.cli.manifests",
 }
 """Where each command lives; its module is imported when it is called."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from service.plan import Plan
+    from service.pull import Artifact
+    from service.storage import Progress
 
 
 def print_json(content: Any) -> None:
@@ -45,6 +48,39 @@ def print_plan(plan: Plan) -> None:
         console.print(_adapters(plan))
     for note in plan.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def print_artifacts(artifacts: Sequence[Artifact]) -> None:
+    """The artifacts of a run as a table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("artifact", "folder", "files", "size", "WER", ""):
+        table.add_column(title, justify="right" if title in ("files", "size", "WER") else "left", overflow="fold")
+    for one in artifacts:
+        wer = "" if one.wer is None else f"{one.wer:.1%}"
+        refused = f"refused: {one.refused}" if one.refused else ""
+        table.add_row(one.name, one.folder, str(one.files), _gigabytes(one.size_bytes), wer, refused)
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+@contextlib.contextmanager
+def transfer_bar(title: str) -> Iterator[Progress | None]:
+    """A bar of bytes on a terminal; takes (done, in all)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _facts(plan: Plan) -> Table:

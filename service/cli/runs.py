@@ -1,23 +1,43 @@
-"""`verify`: commands about the artifacts of a run."""
+"""`verify`, `artifacts` and `pull`: commands about a complete run, wherever it is."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 import click
 
+from service.artifacts import RunManifest, read_manifest
 from service.cli.options import output_options
-from service.cli.output import print_json
-from service.errors import VerificationError
+from service.cli.output import print_artifacts, print_json, transfer_bar, warn
+from service.errors import InputError, StorageError, VerificationError
+from service.storage import Storage
+
+
+@contextlib.contextmanager
+def _opened(root: str) -> Iterator[Storage]:
+    """The root of a run; what cannot be read of it is the caller's error."""
+    storage = Storage(root)
+    storage.require_access()
+    try:
+        yield storage
+    except StorageError as error:
+        raise InputError(str(error)) from error
 
 
 @click.command()
 @click.argument("root")
 @output_options
 def verify(root: str, output: str) -> int:
-    """Recheck every file of a complete run against its manifest.json: presence, size, SHA-256, and nothing unlisted."""
-    from service.artifacts import verify as verify_run
-    from service.storage import Storage
+    """Recheck every file of a complete run against its manifest.json: presence, size, SHA-256, and nothing unlisted.
 
-    report = verify_run(Storage(root))
+    ROOT is a folder or a URI, such as s3://bucket/run.
+    """
+    from service.artifacts import verify as verify_run
+
+    with _opened(root) as storage:
+        report = verify_run(storage)
     if output == "json":
         print_json(report.model_dump(mode="json"))
     elif report.problems:
@@ -25,3 +45,51 @@ def verify(root: str, output: str) -> int:
     else:
         click.echo(f"{report.root}: {report.files} files, {report.size_bytes:,} bytes, all as published")
     return VerificationError.exit_code if report.problems else 0
+
+
+@click.command()
+@click.argument("root")
+@output_options
+def artifacts(root: str, output: str) -> int:
+    """List what a complete run has made: each artifact's folder, size and WER, and which ones are refused."""
+    from service.pull import artifacts_of
+
+    with _opened(root) as storage:
+        found = artifacts_of(read_manifest(storage))
+    if output == "json":
+        print_json([one.model_dump(mode="json") for one in found])
+    else:
+        print_artifacts(found)
+    return 0
+
+
+@click.command()
+@click.argument("root")
+@click.argument("folder", metavar="DIR")
+@click.option("--only", metavar="NAME", multiple=True, help="An artifact: adapter, hf, ggml, ...; may be repeated.")
+@click.option("--refused", is_flag=True, help="Also artifacts that did not pass their proof.")
+@output_options
+def pull(root: str, folder: str, only: tuple[str, ...], refused: bool, output: str) -> int:
+    """Bring the files of a complete run to DIR, and check each. The same command again goes on where it stopped."""
+    from service.pull import pull as pull_run
+
+    target = Path(folder).absolute()
+    with _opened(root) as storage, transfer_bar("pulling") as progress, _writing(target):
+        manifest: RunManifest = read_manifest(storage)
+        report = pull_run(storage, manifest, target, only=only, refused=refused, progress=progress)
+    warn(f"{name} is left out, it was refused: {reason} (--refused)" for name, reason in report.left_out.items())
+    if output == "json":
+        print_json(report.model_dump(mode="json"))
+    else:
+        brought = f"{report.downloaded} files were not there yet" if report.downloaded else "all were there already"
+        click.echo(f"{report.folder}: {report.files} files, {report.size_bytes:,} bytes, all as published; {brought}")
+    return 0
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{target}: cannot be written ({reason}); make room, or give another folder") from error

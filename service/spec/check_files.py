@@ -10,7 +10,7 @@ from service.artifacts import ADAPTER, SPEC
 from service.spec import look
 from service.spec.findings import Finding, Findings
 from service.spec.job import JobSpec
-from service.spec.paths import is_uri
+from service.spec.paths import STORES, is_uri
 from service.spec.settings import nearest
 from service.spec.whisper_dims import CONFIG, is_folder
 
@@ -99,9 +99,8 @@ def _root(spec: JobSpec) -> Findings:
     setting = "training.outdir" if spec.training.outdir else "storage.uri"
     value = spec.training.outdir or spec.storage.uri
     if is_uri(value) and not value.startswith("file://"):
-        yield Finding(
-            (setting,), "is a URI, and this version keeps a run's files in a local or shared folder; give one", value
-        )
+        if not value.startswith(STORES):
+            yield Finding((setting,), "is a URI of a kind that is not known; give a folder, s3:// or gs://", value)
         return
     folder = Path(value.removeprefix("file://"))
     blocked = next((place for place in (folder, *folder.parents) if look.exists(place)), folder)

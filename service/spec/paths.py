@@ -15,6 +15,10 @@ MODELS = ("training.base_model", "evaluation.model", "data.dataset", "export.sou
 """Settings that hold a hub id or a path."""
 
 
+STORES = ("s3://", "s3a://", "gs://", "gcs://")
+"""How the URIs of object storage begin."""
+
+
 def absolute(spec: JobSpec) -> JobSpec:
     """The spec with every local path absolute, from the current folder on; URIs and hub ids stay as they are."""
     changes: dict[str, dict[str, Any]] = {}

@@ -150,4 +150,5 @@ class StorageConfig(Spec):
     """Where results go. Addresses and credentials come from the environment, never from a spec."""
 
     uri: str = Field(default="./runs", min_length=1)
-    """Folder under which each run gets its root, `<uri>/<job id>`, unless `training.outdir` names the root itself."""
+    """Folder, or URI of object storage (s3://bucket/folder, gs://bucket/folder), under which each run gets its root,
+    `<uri>/<job id>`, unless `training.outdir` names the root itself."""

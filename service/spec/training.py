@@ -142,8 +142,8 @@ class TrainingConfig(Spec):
     """CSV of the held-out clips, in the same form. WER and CER, before and after, are measured on it."""
 
     outdir: str | None = Field(default=None, min_length=1, examples=["./whisper-medium-calls"])
-    """Folder of the run's artifacts (`<outdir>/adapter`, `<outdir>/merged`, ...). The same spec resumes there, another
-    one is refused, unless `--overwrite` is given. Default: `<storage.uri>/<job id>`."""
+    """Folder, or URI of object storage, of the run's artifacts (`<outdir>/adapter`, `<outdir>/merged`, ...). The same
+    spec resumes there, another one is refused, unless `--overwrite` is given. Default: `<storage.uri>/<job id>`."""
 
     language: Language = "en"
     """Language of rows that name none, as Whisper's code (`en`, `es`, ...); it sets the decoder's language token."""

@@ -59,7 +59,7 @@ ONE_FAULT = {
     "outdir is a file": (flat(outdir="train.csv"), "outdir", "is a file; give a folder"),
     "outdir below a file": (flat(outdir="train.csv/run"), "outdir", "train.csv, a file; give a folder"),
     "outdir holds the data": (flat(outdir="."), "outdir", "holds the train_csv"),
-    "remote outdir": (flat(outdir="s3://bucket/run"), "outdir", "local or shared folder"),
+    "unknown store": (flat(outdir="ftp://host/run"), "outdir", "give a folder, s3:// or gs://"),
     "language by name": (flat(language="english"), "language", "did you mean 'en'?"),
     "language with region": (flat(base_model="openai/whisper-small", language="pt-BR"), "language", "'pt'?"),
     "unknown language": (flat(language="klingon"), "language", "give a code such as 'en'"),

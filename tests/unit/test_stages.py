@@ -13,7 +13,8 @@ from engine import job, read_lines
 from rich.console import Console
 
 from jobs.progress import Reporter
-from jobs.stages import OURS, Recorder, Stages, claim_root
+from jobs.recorder import Recorder
+from jobs.stages import OURS, Stages, claim_root
 from service.errors import InputError, JobFailedError
 from service.spec.job import JobSpec
 from service.storage import Storage

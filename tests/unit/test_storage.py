@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import InputError, NotFoundError
+from service.errors import ExistsError, InputError, NotFoundError
 from service.storage import PRIVATE_PREFIX, Storage
 
 
 @pytest.fixture(params=["local", "file", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """An empty root of each kind."""
+    monkeypatch.setenv("WHISPER_JOBS_CACHE", str(tmp_path / "cache"))
     if request.param == "memory":
         return Storage(f"memory://{tmp_path}/root")
     return Storage(f"file://{tmp_path}/root" if request.param == "file" else f"{tmp_path}/root")
@@ -68,14 +69,59 @@ def test_removing_takes_a_file_or_a_folder_with_all_in_it_and_nothing_else(root:
     assert [name for name, _ in root.files()] == ["ab.txt"]
 
 
-def test_a_folder_is_replaced_as_a_whole(root: Storage, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    (source / "deep").mkdir(parents=True)
-    (source / "new.txt").write_text("new")
-    (source / "deep/two.txt").write_text("two")
-    root.put_folder(source, "out/adapter")
+def test_a_folder_is_replaced_as_a_whole(root: Storage) -> None:
+    root.write_text("out/adapter/old.txt", "old")
+    with root.new_folder("out/adapter") as folder:
+        (folder / "deep").mkdir()
+        (folder / "new.txt").write_text("new")
+        (folder / "deep/two.txt").write_text("two")
     assert dict(root.files()) == {"out/adapter/new.txt": 3, "out/adapter/deep/two.txt": 3}
-    assert source.is_dir(), "the source stays"
+
+
+def test_a_folder_that_was_not_filled_to_the_end_leaves_the_old_one(root: Storage) -> None:
+    root.write_text("adapter/a.txt", "old")
+    with pytest.raises(KeyError), root.new_folder("adapter") as folder:
+        (folder / "a.txt").write_text("new")
+        raise KeyError
+    assert root.read_bytes("adapter/a.txt") == b"old"
+    assert [name for name, _ in root.files()] == ["adapter/a.txt"]
+
+
+def test_a_file_that_was_not_filled_to_the_end_leaves_the_old_one(root: Storage) -> None:
+    with root.new_file("data/train.arrow") as path:
+        path.write_text("rows")
+    with pytest.raises(KeyError), root.new_file("data/train.arrow") as path:
+        path.write_text("half of the r")
+        raise KeyError
+    assert root.read_bytes("data/train.arrow") == b"rows"
+    assert [name for name, _ in root.files()] == ["data/train.arrow"]
+
+
+def test_of_two_writers_of_one_file_the_first_wins(root: Storage) -> None:
+    root.create_bytes("manifest.json", b"first")
+    with pytest.raises(ExistsError, match=r"manifest\.json.*is there already") as caught:
+        root.create_bytes("manifest.json", b"second")
+    assert caught.value.exit_code == 2
+    assert root.read_bytes("manifest.json") == b"first"
+    assert [name for name, _ in root.files()] == ["manifest.json"]
+
+
+def test_a_fetched_file_or_folder_is_a_readable_copy(root: Storage) -> None:
+    root.write_text("data/train.arrow", "rows")
+    root.write_text("data/deep/val.arrow", "more")
+    assert root.fetch("data/train.arrow").read_text() == "rows"
+    assert root.fetch("data/train.arrow").name == "train.arrow"
+    assert (root.fetch("data") / "deep/val.arrow").read_text() == "more"
+    with pytest.raises(NotFoundError, match="data/test"):
+        root.fetch("data/test.arrow")
+    root.write_text("data/train.arrow", "ROWS")
+    assert root.fetch("data/train.arrow").read_text() == "ROWS"
+
+
+def test_a_piece_of_a_file_is_read(root: Storage) -> None:
+    root.write_text("a.txt", "0123456789")
+    assert root.read_bytes("a.txt", 3, 4) == b"3456"
+    assert root.read_bytes("a.txt", 8) == b"89"
 
 
 def test_hashes_are_sha_256(root: Storage) -> None:
@@ -118,19 +164,11 @@ class TestLocal:
         monkeypatch.undo()
         assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "old"}
 
-    def test_a_failed_copy_leaves_the_old_folder_and_no_other(self, root: Storage, tmp_path: Path) -> None:
-        root.write_text("adapter/a.txt", "old")
-        with pytest.raises(FileNotFoundError):
-            root.put_folder(tmp_path / "none", "adapter")
-        assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-        assert (tmp_path / "adapter/a.txt").read_text() == "old"
-
     def test_replacing_a_folder_leaves_nothing_of_the_old_one(self, root: Storage, tmp_path: Path) -> None:
         root.write_text("adapter/old.txt", "old")
-        (tmp_path / "source").mkdir()
-        (tmp_path / "source/new.txt").write_text("new")
-        root.put_folder(tmp_path / "source", "adapter")
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "source"]
+        with root.new_folder("adapter") as folder:
+            (folder / "new.txt").write_text("new")
+        assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
         assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["new.txt"]
 
     def test_files_have_the_rights_of_any_other_new_file(self, root: Storage, tmp_path: Path) -> None:
@@ -161,7 +199,7 @@ class TestLocal:
 
 
 def test_a_remote_root_is_no_local_folder() -> None:
-    with pytest.raises(InputError, match="local or shared folder only"):
+    with pytest.raises(InputError, match="is no local folder"):
         Storage("memory://x").local()
 
 
@@ -176,5 +214,5 @@ def test_a_protocol_whose_driver_is_missing_is_refused(monkeypatch: pytest.Monke
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "url_to_fs", no_driver)
-    with pytest.raises(InputError, match="Install s3fs"):
+    with pytest.raises(InputError, match=r"Install s3fs.*whisper-jobs\[s3\]"):
         Storage("s3://bucket/x")
