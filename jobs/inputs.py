@@ -38,7 +38,7 @@ def _input_files(spec: JobSpec) -> Iterator[Path]:
     if spec.kind == "evaluate":
         sources, model = [evaluation.csv], evaluation.model
     else:
-        sources, model = [training.train_csv, training.val_csv], training.base_model
+        sources, model = [training.train_csv, training.val_csv, spec.guard.csv], training.base_model
     for source in sources:
         if source and Path(source).is_file():
             yield Path(source)

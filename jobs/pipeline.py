@@ -148,9 +148,11 @@ def _train_job(job: Job) -> dict[str, Any]:
             lambda: job.run(tasks.build_dataset, text, job.root.uri, job.events.log),
         )
         sources = built["manifests"]
+    if spec.guard.csv:
+        sources = sources | {"guard": spec.guard.csv}
     data = job.stages.run(
         "prepare",
-        "checking every row of both manifests",
+        f"checking every row of {'all' if spec.guard.csv else 'both'} manifests",
         lambda: job.run(tasks.prepare_data, text, job.root.uri, sources, training.base_model, job.events.log),
     )
     base = _describe(job, "the base model", training.base_model)
@@ -163,8 +165,8 @@ def _train_job(job: Job) -> dict[str, Any]:
     )
     metrics: dict[str, Any] = {"job_id": spec.job_id, "base": trained["base"], "tuned": trained["tuned"]}
     metrics |= {"adapter": trained["adapter"], "training": trained["training"], "artifacts": {}}
+    call = (text, job.root.uri, base.revision, job.events.log)
     if training.merge_lora:
-        call = (text, job.root.uri, base.revision, job.events.log)
         merged = job.stages.run(
             "merge",
             "merging in float32, comparing logits, transcribing with the merged model",
@@ -172,6 +174,12 @@ def _train_job(job: Job) -> dict[str, Any]:
         )
         metrics["artifacts"]["hf"] = merged.pop("artifact")
         metrics["merge"] = merged
+    if spec.guard.csv:
+        metrics["guard"] = job.stages.run(
+            "guard",
+            "transcribing the guard's clips with the base model and the tuned one",
+            lambda: job.run(tasks.guard_model, *call, cpus=job.resources.cpus, gpus=job.gpus),
+        )
     reasons = promotion_reasons(metrics)
     metrics |= {"promoted": not reasons, "promotion_reasons": reasons, "seconds": job.stages.all_seconds()}
     publish(spec, job.root, metrics, data, base)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.guard.words import summary_fact
 from jobs.progress import seconds_text
 from service import artifacts
 from service.storage import Storage
@@ -69,6 +70,8 @@ def _facts(root: Storage, metrics: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{merged['identical']:.1%} of the transcripts identical)",
             )
         )
+    if guarded := metrics.get("guard"):
+        facts.append(("guard", summary_fact(guarded)))
     facts.append(("results", root.path(artifacts.METRICS)))
     facts.append(("utterances", root.path(artifacts.EVALUATION)))
     if seconds := metrics.get("seconds"):

@@ -66,6 +66,16 @@ def merge_adapter(spec: str, root: str, revision: str | None, log: Any) -> dict[
     return merge(JobSpec.model_validate_json(spec), root, val, progress, revision=revision)
 
 
+def guard_model(spec: str, root: str, revision: str | None, log: Any) -> dict[str, Any]:
+    """See `jobs.guard.stage.guard`."""
+    from jobs.guard.stage import guard
+
+    def progress(model: str, done: int, total: int) -> None:
+        log.emit.remote({"event": "transcribed", "what": f"guard, {model}", "done": done, "total": total})
+
+    return guard(JobSpec.model_validate_json(spec), root, progress, revision=revision)
+
+
 def resolve_scored_model(model: str) -> dict[str, Any]:
     """See `jobs.score_model.resolve_model`."""
     from jobs.score_model import resolve_model

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from service.spec.augment import AugmentConfig
 from service.spec.base import Spec
+from service.spec.guard import GuardConfig
 from service.spec.sections import DataConfig, EngineConfig, EvaluationConfig, ResourcesConfig, StorageConfig
 from service.spec.training import TrainingConfig
 
@@ -51,6 +52,9 @@ class JobSpec(Spec):
 
     evaluation: EvaluationConfig = EvaluationConfig()
     """How a model is scored."""
+
+    guard: GuardConfig = GuardConfig()
+    """What the tuned model must still be able to do."""
 
     resources: ResourcesConfig = ResourcesConfig()
     """What the job asks of the cluster."""
