@@ -27,8 +27,8 @@ MAX_COMPRESSION = 2.4
 LOOKED_AT = 600
 """Bytes that are compressed at once, about what is said in 30 s: the longer a text, the better it compresses."""
 
-SHORTEST = 50
-"""Bytes below which no compression ratio says anything."""
+SHORTEST = 100
+"""Bytes from which on a compression ratio tells: a short sentence said three times is speech."""
 
 REPEATS, REPEATED_WORDS, REPEATED_CHARACTERS, LONGEST_PHRASE = 4, 8, 16, 60
 """A phrase of up to LONGEST_PHRASE words, so often in a row and of so many words in all, is a loop; of so many

@@ -41,8 +41,9 @@ def check(record: dict[str, Any], heard: Heard, scorer: Scorer) -> Checked:
     utterance = scorer.score(record, heard.text)
     language, faults = utterance.language, dict[str, str]()
     if record["no_speech"]:
-        if text := scorer.normalise(heard.text, language):
-            faults[TEXT_ON_SILENCE] = f"{len(text.split())} words"
+        words = [word for word in scorer.normalise(heard.text, language).split() if any(map(str.isalnum, word))]
+        if words:
+            faults[TEXT_ON_SILENCE] = f"{len(words)} word{'s' if len(words) > 1 else ''}"
         return Checked(utterance, True, heard, faults)
     if is_loop(heard.text, language) and not is_loop(utterance.reference, language):
         faults[LOOPS] = KINDS[LOOPS]
@@ -82,9 +83,10 @@ def verdict(base: list[Checked], tuned: list[Checked], settings: GuardConfig) ->
         for kind in clip.faults
         if kind not in old.faults  # what the base cannot do either is no loss
     ]
+    worse = sum(not clip.faults.keys() <= old.faults.keys() for old, clip in zip(base, tuned, strict=True))
     counts = Counter(kind for _, kind in anew)
     reasons = list(_wer_reasons(before, after, settings.max_wer_increase))
-    if len({id(clip) for clip, _ in anew}) > settings.max_regressions:
+    if worse > settings.max_regressions:
         reasons += [f"{_prefix(count)} {words}" for kind, words in KINDS.items() if (count := counts[kind])]
     return {
         "utterances": len(tuned),
