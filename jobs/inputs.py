@@ -40,7 +40,7 @@ def _input_files(spec: JobSpec) -> Iterator[Path]:
     elif spec.kind == "export":
         sources, model = [evaluation.csv], spec.export.source
     else:
-        sources, model = [training.train_csv, training.val_csv], training.base_model
+        sources, model = [training.train_csv, training.val_csv, spec.guard.csv], training.base_model
     for source in sources:
         if source and Path(source).is_file():
             yield Path(source)

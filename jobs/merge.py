@@ -76,7 +76,6 @@ def merge(
     set_threads(spec)
     storage, rows, device = Storage(root), Dataset.from_file(val), device_of(spec)
     with inputs_that_were_there():
-<<<<<<< HEAD
         whisper = load_whisper(source.base, source.revision)
     batch = _compared_batch(whisper, rows)
     adapted = load_adapter(whisper.model, source.adapter) if source.adapter else whisper.model
@@ -90,15 +89,6 @@ def merge(
     adapted.to("cpu")
     merged = adapted.merge_and_unload(safe_merge=True) if source.adapter else adapted
     difference = max_difference(_logits(merged.to(device), batch), logits_BTV, batch)
-=======
-        whisper = load_whisper(spec.training.base_model, revision)
-    tied = whisper.model.config.tie_word_embeddings  # PEFT clears it where merging takes the two apart
-    batch = _compared_batch(spec, whisper, rows)
-    model = load_adapter(whisper.model, storage.fetch(ADAPTER))
-    logits_BTV = _logits(model.to(device), batch)
-    merged = model.merge_and_unload(safe_merge=True)
-    difference = max_difference(_logits(merged, batch), logits_BTV, batch)
->>>>>>> storage
     if not difference <= MAX_LOGIT_DIFFERENCE:
         kept = f"the adapter is in {source.adapter}"
         raise VerificationError(
@@ -107,14 +97,9 @@ def merge(
         )
     merged.to("cpu")
     with storage.new_folder(MERGED) as folder:
-<<<<<<< HEAD
         facts = write_hf(source.base, source.adapter, folder, revision=source.revision, language=_language_of(rows))
         require_same_weights(Checkpoint(folder), merged, whisper.stored_dtype)
     del adapted, merged, whisper.model
-=======
-        save_checkpoint(merged.to("cpu", whisper.stored_dtype), whisper.processor, folder, _language_of(rows))
-    del model, merged, whisper.model
->>>>>>> storage
     saved = load_whisper(str(storage.fetch(MERGED)))
     saved.model.to(device)
     after_cast = max_difference(_logits(saved.model, batch), logits_BTV, batch)

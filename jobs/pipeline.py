@@ -127,14 +127,9 @@ def _run(spec: JobSpec, root: Storage, recorder: Recorder, reporter: Reporter, s
         try:
             resources = await_resources()
             stages = Stages(root, events.emit)
-<<<<<<< HEAD
-            job = Job(with_gpus(spec, resources), root, stages, events, resources, signals, await_resources)
-            return {"train": _train_job, "evaluate": _evaluate_job, "export": _export_job}[spec.kind](job)
-=======
             asked = with_gpus(spec, resources)
             job = Job(asked, root, stages, events, recorder, resources, signals, await_resources)
-            return {"train": _train_job, "evaluate": _evaluate_job}[spec.kind](job)
->>>>>>> storage
+            return {"train": _train_job, "evaluate": _evaluate_job, "export": _export_job}[spec.kind](job)
         except ray.exceptions.RayError as error:
             raise as_user_error(error) from error
         except JobFailedError as error:
@@ -168,9 +163,11 @@ def _train_job(job: Job) -> dict[str, Any]:
             lambda: job.run(tasks.build_dataset, text, job.root.uri, job.events.log),
         )
         sources = built["manifests"]
+    if spec.guard.csv:
+        sources = sources | {"guard": spec.guard.csv}
     data = job.stages.run(
         "prepare",
-        "checking every row of both manifests",
+        f"checking every row of {'all' if spec.guard.csv else 'both'} manifests",
         lambda: job.run(tasks.prepare_data, text, job.root.uri, sources, training.base_model, job.events.log),
     )
     base = _describe(job, "the base model", training.base_model)
@@ -183,8 +180,8 @@ def _train_job(job: Job) -> dict[str, Any]:
     )
     metrics: dict[str, Any] = {"job_id": spec.job_id, "base": trained["base"], "tuned": trained["tuned"]}
     metrics |= {"adapter": trained["adapter"], "training": trained["training"], "artifacts": {}}
+    call = (text, job.root.uri, base.revision, job.events.log)
     if training.merge_lora:
-        call = (text, job.root.uri, base.revision, job.events.log)
         merged = job.stages.run(
             "merge",
             _MERGING,
@@ -193,6 +190,12 @@ def _train_job(job: Job) -> dict[str, Any]:
         metrics["artifacts"]["hf"] = merged.pop("artifact")
         metrics["merge"] = merged
         _export(job, metrics["artifacts"])
+    if spec.guard.csv:
+        metrics["guard"] = job.stages.run(
+            "guard",
+            "transcribing the guard's clips with the base model and the tuned one",
+            lambda: job.run(tasks.guard_model, *call, cpus=job.resources.cpus, gpus=job.gpus),
+        )
     reasons = promotion_reasons(metrics)
     metrics |= {"promoted": not reasons, "promotion_reasons": reasons, "seconds": job.stages.all_seconds()}
     _publish(job, metrics, data, base)
@@ -216,7 +219,6 @@ def _evaluate_job(job: Job) -> dict[str, Any]:
     return metrics
 
 
-<<<<<<< HEAD
 def _export_job(job: Job) -> dict[str, Any]:
     spec, text = job.spec, job.spec.to_json()
     job.run(tasks.check_exports, [HF, *_formats(spec)])
@@ -245,7 +247,7 @@ def _export_job(job: Job) -> dict[str, Any]:
     metrics |= {"artifacts": {HF: merged.pop("artifact")}, "merge": merged}
     _export(job, metrics["artifacts"])
     metrics["seconds"] = job.stages.all_seconds()
-    publish(spec, job.root, metrics, data, base)
+    _publish(job, metrics, data, base)
     return metrics
 
 
@@ -278,13 +280,13 @@ def _export(job: Job, entries: dict[str, dict[str, Any]]) -> None:
         entries[name] = found | entries.get(name, {})
         if why := found.get("refused"):
             job.events.emit({"event": "notice", "text": f"[red]refused[/red]: {name}: {escape(why)}"})
-=======
+
+
 def _publish(job: Job, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord) -> None:
     job.events.flush()
     job.recorder.copy()  # manifest.json has the hash of events.jsonl
     job.signals.check_watched()
     publish(job.spec, job.root, metrics, data, base)
->>>>>>> storage
 
 
 def _describe(job: Job, what: str, model: str) -> BaseModelRecord:

@@ -85,4 +85,4 @@ def promotion_reasons(metrics: dict[str, Any]) -> list[str]:
     reasons = []
     if tuned >= base:
         reasons.append(f"its WER, {tuned:.1%}, is not below the base model's, {base:.1%}")
-    return reasons
+    return reasons + metrics.get("guard", {}).get("reasons", [])

@@ -25,16 +25,10 @@ def score_shard(
     """Transcribe and score one worker's share of the rows; runs as a Ray task."""
     spec = JobSpec.model_validate_json(spec_json)
     set_threads(spec)
-<<<<<<< HEAD
-    rows = Dataset.from_file(str(Storage(root).fetch(split_file("val"))))
+    rows = Dataset.from_file(fetch_rows(Storage(root), "val"))
     source = open_source(model)
     whisper = load_whisper(source.base, source.revision, attention=spec.engine.attention)
     scored = load_adapter(whisper.model, source.adapter) if source.adapter else whisper.model
-=======
-    rows = Dataset.from_file(fetch_rows(Storage(root), "val"))
-    whisper = load_whisper(model["base"], attention=spec.engine.attention)
-    scored = load_adapter(whisper.model, Path(model["adapter"])) if model["adapter"] else whisper.model
->>>>>>> storage
     mine = shard(rows, rank, workers)
 
     def progress(done: int) -> None:

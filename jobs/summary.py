@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.export.table import HEADER, export_rows
+from jobs.guard.words import summary_fact
 from jobs.progress import seconds_text
 from service import artifacts
 from service.spec.export import HF
@@ -92,6 +93,8 @@ def _facts(root: Storage, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     for name, entry in metrics.get("artifacts", {}).items():
         if "refused" in entry:
             facts.append(("refused", f"{name}: {entry['refused']}"))
+    if guarded := metrics.get("guard"):
+        facts.append(("guard", summary_fact(guarded)))
     facts.append(("results", root.path(artifacts.METRICS)))
     facts.append(("utterances", root.path(artifacts.EVALUATION)))
     if seconds := metrics.get("seconds"):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import importlib.util
 import shutil
 from collections.abc import Callable
-=======
 from pathlib import Path
->>>>>>> storage
 from typing import Any
 
 from service.artifacts import ADAPTER, DATASET, read_manifest
@@ -100,7 +97,6 @@ def merge_adapter(spec: str, root: str, revision: str | None, log: Any) -> dict[
 def merge_source(spec: str, root: str, source: dict[str, Any], log: Any) -> dict[str, Any]:
     """See `jobs.merge.merge`: an adapter from elsewhere."""
     from jobs.merge import merge
-<<<<<<< HEAD
     from jobs.sources import open_source
 
     job, storage = JobSpec.model_validate_json(spec), Storage(root)
@@ -119,25 +115,14 @@ def export_artifact(spec: str, root: str, name: str, log: Any) -> dict[str, Any]
     return export_artifact(job, root, name, _val(storage), _transcribed(log, name))
 
 
-def _val(storage: Storage) -> str:
-    from jobs.prepare import split_file
-=======
-    from jobs.prepare import fetch_rows
->>>>>>> storage
+def guard_model(spec: str, root: str, revision: str | None, log: Any) -> dict[str, Any]:
+    """See `jobs.guard.stage.guard`."""
+    from jobs.guard.stage import guard
 
-    return str(storage.fetch(split_file("val")))
+    def progress(model: str, done: int, total: int) -> None:
+        log.emit.remote({"event": "transcribed", "what": f"guard, {model}", "done": done, "total": total})
 
-
-def _transcribed(log: Any, what: str) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
-        log.emit.remote({"event": "transcribed", "what": what, "done": done, "total": total})
-
-<<<<<<< HEAD
-    return progress
-=======
-    val = fetch_rows(Storage(root), "val")
-    return merge(JobSpec.model_validate_json(spec), root, val, progress, revision=revision)
->>>>>>> storage
+    return guard(JobSpec.model_validate_json(spec), root, progress, revision=revision)
 
 
 def resolve_model(model: str, setting: str, base: str | None = None) -> dict[str, Any]:
@@ -155,3 +140,16 @@ def borrow_rows(root: str, run: str) -> dict[str, Any]:
     data = read_manifest(found).data
     Storage(root).write_bytes(split_file("val"), found.read_bytes(split_file("val")))
     return {"val": data["val"], "sentences_in_both": 0}
+
+
+def _val(storage: Storage) -> str:
+    from jobs.prepare import fetch_rows
+
+    return fetch_rows(storage, "val")
+
+
+def _transcribed(log: Any, what: str) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        log.emit.remote({"event": "transcribed", "what": what, "done": done, "total": total})
+
+    return progress

@@ -46,6 +46,14 @@ def _train_csvs(spec: JobSpec) -> Findings:
         )
 
 
+def _guard_csv(spec: JobSpec) -> Findings:
+    source, train = spec.guard.csv, spec.training.train_csv
+    yield from _csv("guard.csv", source)
+    if source and train and _same(source, train):
+        text = "is the training set itself, on which no loss shows; give clips of what is not trained"
+        yield Finding(("guard.csv", "training.train_csv"), text, source)
+
+
 def _scored_csv(spec: JobSpec) -> Findings:
     yield from _csv("evaluation.csv", spec.evaluation.csv)
 
@@ -109,13 +117,15 @@ def _root(spec: JobSpec) -> Findings:
         yield Finding((setting,), message, value)
     if setting != "training.outdir" or look.is_file(blocked):
         return
-    for name in ("train_csv", "val_csv", "base_model"):
-        source = getattr(spec.training, name)
+    for path in ("training.train_csv", "training.val_csv", "guard.csv", "training.base_model"):
+        section, name = path.split(".")
+        source = getattr(getattr(spec, section), name)
         if not source or is_uri(source) or (name == "base_model" and not is_folder(source)):
             continue
         if look.real(source).is_relative_to(look.real(folder)):
-            message = f"holds the {name}, which a run may overwrite; give a folder of its own"
-            yield Finding((setting, f"training.{name}"), message, value)
+            what = path.removeprefix("training.")
+            message = f"holds the {what}, which a run may overwrite; give a folder of its own"
+            yield Finding((setting, path), message, value)
             return
 
 
@@ -165,7 +175,7 @@ def _same(one: str, other: str) -> bool:
 
 
 FILE_CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
-    "train": (_train_csvs, _root, _base_folder),
+    "train": (_train_csvs, _guard_csv, _root, _base_folder),
     "evaluate": (_scored_csv, _scored_path, _root),
     "export": (_scored_csv, _exported_path, _root),
 }

@@ -130,6 +130,16 @@ def _dataset(spec: JobSpec) -> Findings:
             yield advice(f"data.{name}", "has no effect without data.dataset", value)
 
 
+def _guard(spec: JobSpec) -> Findings:
+    guard = spec.guard
+    if spec.kind != "train" and guard.csv is not None:
+        yield advice("guard.csv", f"has no effect with kind {spec.kind}: there is no tuned model to guard", guard.csv)
+    for name in ("max_wer_increase", "max_regressions"):
+        value = getattr(guard, name)
+        if guard.csv is None and value != type(guard).model_fields[name].default:
+            yield advice(f"guard.{name}", "has no effect without guard.csv", value)
+
+
 def _trackers(spec: JobSpec) -> Findings:
     for name in spec.engine.report_to:
         if name.lower() not in (*TRACKERS, "none"):
@@ -260,11 +270,12 @@ CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
         init_findings,
         _resources,
         _dataset,
+        _guard,
         _trackers,
         export_findings,
         _advice_on_training,
     ),
-    "evaluate": (_required, _credentials, _precision, _resources, _scored_model),
-    "export": (_required, _credentials, _resources, export_findings),
+    "evaluate": (_required, _credentials, _precision, _resources, _scored_model, _guard),
+    "export": (_required, _credentials, _resources, export_findings, _guard),
 }
 """The checks that need nothing but the spec, by the kind of job."""

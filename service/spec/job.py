@@ -12,6 +12,7 @@ from pydantic import Field
 from service.spec.augment import AugmentConfig
 from service.spec.base import Spec
 from service.spec.export import ExportConfig
+from service.spec.guard import GuardConfig
 from service.spec.sections import DataConfig, EngineConfig, EvaluationConfig, ResourcesConfig, StorageConfig
 from service.spec.training import TrainingConfig
 
@@ -56,6 +57,9 @@ class JobSpec(Spec):
 
     export: ExportConfig = ExportConfig()
     """Formats for other runtimes, and the limits of their proof."""
+
+    guard: GuardConfig = GuardConfig()
+    """What the tuned model must still be able to do."""
 
     resources: ResourcesConfig = ResourcesConfig()
     """What the job asks of the cluster."""
