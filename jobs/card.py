@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from jobs.export.table import export_markdown
 from jobs.guard.words import card_lines
 from service.artifacts import ADAPTER, MERGED, BaseModelRecord
 from service.spec.job import JobSpec
@@ -44,20 +46,47 @@ def model_card(
         )
         for kind in ("wer", "cer")
     ]
+    library, relation = ("transformers", "finetune") if folder == MERGED else ("peft", "adapter")
+    method = "dora" if spec.training.use_dora else "lora"
+    metadata = card_metadata(metrics["job_id"], base, languages, library, relation, tags=[method], results=results)
+    return f"---\n{metadata}\n---\n\n{_body(spec, metrics, data, base, folder)}"
+
+
+def card_metadata(
+    job_id: str,
+    base: BaseModelRecord,
+    languages: list[str],
+    library: str,
+    relation: str,
+    *,
+    tags: Sequence[str] = (),
+    results: list[EvalResult] | None = None,
+) -> str:
+    """The metadata block of a card, as YAML.
+
+    Args:
+        job_id: the job.
+        base: the model that it began with.
+        languages: their codes.
+        library: what opens the model, by the hub's name.
+        relation: to the base, by the hub's words.
+        tags: more of them.
+        results: what was measured.
+    """
     metadata = ModelCardData(
         language=languages,
-        library_name="transformers" if folder == MERGED else "peft",
+        library_name=library,
         # A local folder is no model on the hub, and the hub would refuse the card.
         base_model=None if base.revision is None else base.name,
-        base_model_relation=None if base.revision is None else "finetune" if folder == MERGED else "adapter",
+        base_model_relation=None if base.revision is None else relation,
         license="apache-2.0" if base.name.startswith("openai/whisper-") else None,
         pipeline_tag="automatic-speech-recognition",
-        tags=["whisper", "dora" if spec.training.use_dora else "lora", "whisper-jobs"],
+        tags=["whisper", *tags, "whisper-jobs"],
         metrics=["wer", "cer"],
-        model_name=metrics["job_id"],
+        model_name=job_id if results else None,
         eval_results=results,
     )
-    return f"---\n{metadata.to_yaml()}\n---\n\n{_body(spec, metrics, data, base, folder)}"
+    return str(metadata.to_yaml())
 
 
 def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord, folder: str) -> str:
@@ -88,6 +117,7 @@ def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: Ba
         "normaliser except where it says raw.",
         "",
         *card_lines(metrics),
+        *_exports(metrics.get("artifacts", {})),
         "## Data",
         "",
         "| split | clips | hours | SHA-256 |",
@@ -132,24 +162,60 @@ def _beginning(init: bool | str, adapter: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _use(base: str, folder: str) -> list[str]:
+def _exports(entries: dict[str, dict[str, Any]]) -> list[str]:
+    heard = {name: entry for name, entry in entries.items() if "runtime" in entry}
+    return ["## Exports", "", export_markdown(heard)] if heard else []
+
+
+def _python(*code: str) -> tuple[str, ...]:
+    return ("## Use", "", "From this folder:", "", "```python", *code, "```")
+
+
+USES = {
+    "hf": _python(
+        "from transformers import pipeline",
+        "",
+        'recognise = pipeline("automatic-speech-recognition", model=".")',
+        'print(recognise("clip.wav")["text"])',
+    ),
+    "ggml": (
+        *_python(
+            "from glob import glob",
+            "",
+            "from pywhispercpp.model import Model",
+            "",
+            'for segment in Model(glob("ggml-model-*.bin")[0]).transcribe("clip.wav", language="en"):',
+            "    print(segment.text)",
+        ),
+        "",
+        "Or whisper.cpp itself: `whisper-cli -m ggml-model-*.bin -f clip.wav`.",
+    ),
+    "ctranslate2": _python(
+        "from faster_whisper import WhisperModel",
+        "",
+        'segments, _ = WhisperModel(".").transcribe("clip.wav")',
+        'print("".join(segment.text for segment in segments))',
+    ),
+    "openai": _python(
+        "import whisper",
+        "",
+        'print(whisper.load_model("model.pt").transcribe("clip.wav")["text"])',
+    ),
+}
+"""How to use what lies in a folder, by its format."""
+
+
+def _use(base: str, folder: str) -> tuple[str, ...]:
     """How to load what lies in that folder of the run."""
     if folder == MERGED:
-        code = [
-            "from transformers import pipeline",
-            "",
-            'recognise = pipeline("automatic-speech-recognition", model=".")',
-            'print(recognise("clip.wav")["text"])',
-        ]
-    else:
-        code = [
-            "from peft import PeftModel",
-            "from transformers import WhisperForConditionalGeneration",
-            "",
-            f'base = WhisperForConditionalGeneration.from_pretrained("{base}")',
-            f'model = PeftModel.from_pretrained(base, "{"." if folder == ADAPTER else ADAPTER}")',
-        ]
-    return ["## Use", "", "From this folder:", "", "```python", *code, "```"]
+        return USES["hf"]
+    return _python(
+        "from peft import PeftModel",
+        "from transformers import WhisperForConditionalGeneration",
+        "",
+        f'base = WhisperForConditionalGeneration.from_pretrained("{base}")',
+        f'model = PeftModel.from_pretrained(base, "{"." if folder == ADAPTER else ADAPTER}")',
+    )
 
 
 def _precision(name: str) -> str:

@@ -38,13 +38,9 @@ def publish(spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[st
     """
     root.sweep(resumable=True)  # what a worker that died has left half-written
     root.write_json(artifacts.METRICS, metrics)
-    if spec.kind == "train":
-        from jobs.card import model_card
-
-        for folder in ("", artifacts.ADAPTER, *([artifacts.MERGED] if spec.training.merge_lora else [])):
-            card = model_card(spec, metrics, data, base, folder)
-            root.write_text(f"{folder}/{artifacts.CARD}".lstrip("/"), card)
     exported = metrics.get("artifacts", {})
+    if spec.kind != "evaluate":
+        _write_cards(spec, root, metrics, data, base)
     rates = {name: metrics[name]["wer"] for name in ("base", "tuned", "model") if name in metrics}
     manifest = RunManifest(
         job_id=spec.job_id,
@@ -60,6 +56,26 @@ def publish(spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[st
         files=artifacts.file_records(root),
     )
     root.create_bytes(artifacts.MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def _write_cards(
+    spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord
+) -> None:
+    from jobs.card import model_card
+    from jobs.export.card import artifact_card, export_card
+
+    cards = {}
+    if spec.kind == "train":
+        for folder in ("", artifacts.ADAPTER, *([artifacts.MERGED] if spec.training.merge_lora else [])):
+            cards[folder] = model_card(spec, metrics, data, base, folder)
+    else:
+        cards = {"": export_card(metrics, base)}
+    for name, entry in metrics["artifacts"].items():
+        folder = artifacts.folder_of(name)
+        if "runtime" in entry and folder not in cards:
+            cards[folder] = artifact_card(name, metrics, base)
+    for folder, card in cards.items():
+        root.write_text(f"{folder}/{artifacts.CARD}".lstrip("/"), card)
 
 
 def versions() -> dict[str, str]:

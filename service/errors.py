@@ -17,7 +17,8 @@
     ├── NotFoundError               5   no such run, artifact or model
     ├── NotFinishedError            6   the run has no manifest.json yet
     ├── InfeasibleError             9   the machine or cluster cannot hold the job
-    └── VerificationError          10   a result did not pass its proof: hashes, merge bound, coverage
+    ├── VerificationError          10   a result did not pass its proof: hashes, merge bound, coverage
+    └── RefusedError               17   an export did not pass its proof; everything else was delivered
 
 0 is success, 1 a fault of whisper-jobs itself. Codes 7 (unauthorised) and 8
 (unreachable) belong to the commands that talk to a cluster.

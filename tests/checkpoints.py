@@ -63,8 +63,8 @@ FORMS = {
 """With the ids and shapes of `whisper-tiny.en` (51,864), `whisper-tiny` (51,865) and `whisper-large-v3` (51,866)."""
 
 
-def write_checkpoint_of(form: Form, folder: Path) -> Path:
-    """Write a checkpoint of that form that hears 2 s at a time; returns the folder."""
+def write_checkpoint_of(form: Form, folder: Path, window_s: int = TINY_WINDOW_S) -> Path:
+    """Write a checkpoint of that form; returns the folder."""
     end, start = form.id("<|endoftext|>"), form.id("<|startoftranscript|>")
     config = WhisperConfig(
         vocab_size=form.vocabulary,
@@ -74,9 +74,9 @@ def write_checkpoint_of(form: Form, folder: Path) -> Path:
         decoder_layers=2,
         encoder_attention_heads=2,
         decoder_attention_heads=2,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        max_source_positions=50 * TINY_WINDOW_S,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        max_source_positions=50 * window_s,
         pad_token_id=end,
         bos_token_id=end,
         eos_token_id=end,
@@ -94,7 +94,7 @@ def write_checkpoint_of(form: Form, folder: Path) -> Path:
     model.generation_config = _generation_config(form, config)
     model.save_pretrained(folder)
     _tokenizer(form).save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=form.mel_bins, chunk_length=TINY_WINDOW_S).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=form.mel_bins, chunk_length=window_s).save_pretrained(folder)
     if form.old:
         path = folder / "generation_config.json"
         forced = {"forced_decoder_ids": [[1, form.id("<|notimestamps|>")]]}

@@ -56,7 +56,9 @@ def export_artifact(
             with storage.new_folder(folder_of(name)) as folder:
                 write(merged, folder, precision)
         except UnsupportedError as error:
-            return entry | {"refused": f"the format cannot hold this model: {error}"}
+            entry["refused"] = f"the format cannot hold this model: {error}"
+            storage.write_text(f"{folder_of(name)}/{REFUSED}", entry["refused"] + "\n")
+            return entry
     try:
         entry |= hear(spec, storage, name, storage.fetch(folder_of(name)), merged, val, progress)
     except RuntimeFailedError as error:
@@ -87,7 +89,8 @@ def hear(
     """
     rows = Dataset.from_file(val)
     known = dict(zip(proof_rows(rows), from_lines(storage.read_bytes(MERGED_LINES).decode()), strict=True))
-    chosen = list(known)[:: -(-len(known) // min(spec.export.proof_clips, len(known)))]
+    wanted = min(spec.export.proof_clips, len(known))
+    chosen = [list(known)[index * len(known) // wanted] for index in range(wanted)]
     records = [rows[row] for row in chosen]
     modes = (DEFAULT,) if name == HF else (COMPARABLE, DEFAULT)
     total = len(modes) * len(records)
@@ -98,6 +101,7 @@ def hear(
         Decoding(
             multilingual=is_multilingual(merged.generation, merged.config),
             suppress=bool(merged.generation.suppress_tokens),
+            suppress_blank=bool(merged.generation.begin_suppress_tokens),
             max_new_tokens=spec.evaluation.max_new_tokens,
             threads=spec.engine.threads or max(1, int(spec.resources.cpus_per_worker)),
         ),

@@ -30,12 +30,14 @@ class Decoding:
     Attributes:
         multilingual: whether the model takes a language.
         suppress: whether tokens that no one speaks (brackets, notes) are left out, as the generation config says.
+        suppress_blank: whether a transcript may not begin with a blank or be empty, as it says.
         max_new_tokens: longest transcript.
         threads: CPU threads.
     """
 
     multilingual: bool
     suppress: bool
+    suppress_blank: bool
     max_new_tokens: int
     threads: int
 
@@ -75,6 +77,7 @@ class WhisperCpp:
             no_timestamps=True,
             single_segment=True,
             suppress_nst=decoding.suppress,
+            suppress_blank=decoding.suppress_blank,
             max_tokens=decoding.max_new_tokens,
         )
 
@@ -93,6 +96,7 @@ class FasterWhisper:
 
         self._model = WhisperModel(str(folder), cpu_threads=decoding.threads)
         self.compute_type = str(self._model.model.compute_type)
+        prompt = 4 if decoding.multilingual else 2  # start and no-timestamps; language and task between them
         self._greedy = {
             "beam_size": 1,
             "temperature": 0.0,
@@ -102,7 +106,9 @@ class FasterWhisper:
             "condition_on_previous_text": False,
             "without_timestamps": True,
             "suppress_tokens": [-1] if decoding.suppress else [],
-            "max_new_tokens": decoding.max_new_tokens,
+            "suppress_blank": decoding.suppress_blank,
+            # CTranslate2 decodes no further than half of what it is given as the whole length, prompt and all.
+            "max_new_tokens": min(2 * decoding.max_new_tokens, self._model.max_length) - prompt,
         }
 
     def comparable(self, clip: Clip, language: str) -> str:
@@ -131,6 +137,7 @@ class OpenAIWhisper:
         self._greedy = whisper.DecodingOptions(
             without_timestamps=True,
             suppress_tokens="-1" if decoding.suppress else "",
+            suppress_blank=decoding.suppress_blank,
             sample_len=decoding.max_new_tokens,
             fp16=on_gpu,
         )

@@ -128,6 +128,9 @@ def shape_faults(name: str, dims: WhisperDims) -> list[str]:
     if family in SHAPED_BY_OPENAI and dims.vocab_size not in VOCABULARIES:
         known = ", ".join(map(str, VOCABULARIES))
         faults.append(f"its vocabulary has {dims.vocab_size} tokens, and the format's readers know {known}")
+    wide = next((n for n in (dims.encoder_ffn_dim, dims.decoder_ffn_dim) if n != 4 * dims.d_model), None)
+    if family in SHAPED_BY_OPENAI and wide:
+        faults.append(f"its layers widen {dims.d_model} to {wide}, and the format's readers know four times the width")
     if family == "ggml" and precision.startswith("q"):
         widths = {dims.d_model, dims.encoder_ffn_dim, dims.decoder_ffn_dim}
         if odd := sorted(width for width in widths if width % BLOCK):

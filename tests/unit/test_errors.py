@@ -19,6 +19,7 @@ CODES = {
     "NotFoundError": 5,
     "NotFinishedError": 6,
     "InfeasibleError": 9,
+    "RefusedError": 17,
     "VerificationError": 10,
     "StorageError": 11,
     "OutOfMemoryError": 12,

@@ -10,7 +10,7 @@ import pytest
 from engine import job
 
 from jobs.inputs import require_same_inputs, sha256_of
-from jobs.score_model import resolve_model
+from jobs.sources import resolve_model
 from service.errors import InputError, SpecError
 from service.spec.job import JobSpec
 from service.storage import Storage
@@ -86,6 +86,11 @@ def test_hashes_are_sha_256_of_the_content(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
+def stands_for(base: str, adapter: Path | None = None, run: Path | None = None) -> dict[str, str | None]:
+    places = {"adapter": str(adapter) if adapter else None, "run": str(run) if run else None}
+    return {"base": base, "revision": None} | places
+
+
 class TestWhatStandsBehindAModelsName:
     """A hub id, a checkpoint, an adapter or a run."""
 
@@ -97,17 +102,21 @@ class TestWhatStandsBehindAModelsName:
         return folder
 
     def test_a_hub_id_is_a_checkpoint(self) -> None:
-        assert resolve_model("openai/whisper-tiny") == {"base": "openai/whisper-tiny", "adapter": None}
+        assert resolve_model("openai/whisper-tiny") == stands_for("openai/whisper-tiny")
 
     def test_a_folder_with_a_config_is_a_checkpoint(self, tiny: Path) -> None:
-        assert resolve_model(str(tiny)) == {"base": str(tiny), "adapter": None}
+        assert resolve_model(str(tiny)) == stands_for(str(tiny))
 
     def test_an_adapter_brings_its_base(self, adapter: Path) -> None:
-        assert resolve_model(str(adapter)) == {"base": "openai/whisper-tiny", "adapter": str(adapter)}
+        assert resolve_model(str(adapter)) == stands_for("openai/whisper-tiny", adapter)
 
     def test_a_run_is_its_adapter(self, adapter: Path) -> None:
         (adapter.parent / "spec.json").write_text("{}")
-        assert resolve_model(str(adapter.parent)) == {"base": "openai/whisper-tiny", "adapter": str(adapter)}
+        found = stands_for("openai/whisper-tiny", adapter, run=adapter.parent)
+        assert resolve_model(str(adapter.parent)) == found
+
+    def test_another_base_may_be_given(self, adapter: Path) -> None:
+        assert resolve_model(str(adapter), "export.source", "openai/whisper-base")["base"] == "openai/whisper-base"
 
     def test_a_run_without_an_adapter_yet_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "spec.json").write_text("{}")

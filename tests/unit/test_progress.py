@@ -119,7 +119,7 @@ def test_the_summary_holds_rates_proofs_times_and_places(capsys: pytest.CaptureF
     for expected in (
         "tiny-lora-12345678  better: WER 50.0% -> 10.0%",
         "/runs/one/adapter  (all 32 adapted modules changed)",
-        "logits within 2e-06 of the adapter's; 100.0% of the transcripts identical",
+        "logits within 2e-06 of the adapter's; PEFT's own weights to the last bit; 100.0%",
         "1:16  (prepare 0:01, train 1:15)",
         "whisper-jobs verify /runs/one",
     ):
