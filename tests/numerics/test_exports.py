@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import exports
 import numpy as np
@@ -17,6 +18,7 @@ from exports import broken, exported, merged_run, read_ggml
 from gguf import GGMLQuantizationType, dequantize
 from transformers import WhisperForConditionalGeneration
 
+from jobs.export import artifact
 from jobs.export.checkpoint import Checkpoint
 from jobs.export.ggml import write_ggml
 from service.spec.job import JobSpec
@@ -38,7 +40,7 @@ def merged(run: JobSpec) -> Checkpoint:
 def test_an_export_transcribes_in_its_own_runtime_as_the_merged_model_does(run: JobSpec, name: str) -> None:
     found = exported(run, name)
     assert "refused" not in found
-    assert found["utterances"] == 12
+    assert found["utterances"] == 8
     assert found["identical"] >= (0.7 if name.endswith("q5_0") else 0.9)
     assert abs(found["wer"] - found["wer_merged"]) <= run.export.max_wer_increase
     assert 0 <= found["wer_default"] < 1
@@ -154,11 +156,22 @@ def other_form(request: pytest.FixtureRequest, manifest: Path, tmp_path_factory:
 
 
 @pytest.mark.parametrize("name", ["ggml-f16", "ctranslate2-float32", "openai"])
-def test_other_vocabularies_and_mel_bins_are_held_too(other_form: JobSpec, name: str) -> None:
+def test_other_vocabularies_and_mel_bins_are_held_too(
+    other_form: JobSpec, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = artifact.listen
+
+    def greedy(*given: Any, **options: Any) -> Any:  # the defaults' fall-backs over noise take minutes
+        return everything(*given, **options | {"modes": ["comparable"]})
+
+    monkeypatch.setattr(artifact, "listen", greedy)
     found = exported(other_form, name)
     assert "could not" not in found.get("refused", "")
     assert "cannot hold" not in found.get("refused", "")
-    if name != "ggml-f16":  # the same arithmetic as transformers', so the same noise
+    english = "english-only" in other_form.training.base_model
+    if name == "ctranslate2-float32" or (name == "openai" and not english):
+        # The same arithmetic as transformers', so the same noise. openai-whisper has an English vocabulary of its own,
+        # which is not this checkpoint's.
         assert found["identical"] >= 0.75
 
 
