@@ -48,7 +48,7 @@ def open_source(path: str) -> str | io.BytesIO:
                 return io.BytesIO(file.read())
         except UNREADABLE:
             raise
-        except Exception as error:  # noqa: BLE001  # each store's driver has errors of its own
+        except Exception as error:  # each store's driver has errors of its own
             raise OSError(str(error)) from error
     with open(path, "rb"):  # libsndfile says "System error" for a missing file
         return path
