@@ -39,7 +39,7 @@ def events(server: Server, root: str) -> list[dict[str, Any]]:
 def test_a_job_on_a_failing_store_that_is_killed_goes_on_to_the_same_end(
     tiny: Path, tones: Path, tmp_path: Path, server: Server, proxy: Proxy, variables: dict[str, str]
 ) -> None:
-    settings: dict[str, Any] = {"epochs": 12, "save_steps": 3, "eval_steps": 20, "lora_dropout": 0.2, "use_dora": True}
+    settings: dict[str, Any] = {"epochs": 5, "save_steps": 4, "eval_steps": 15, "lora_dropout": 0.2, "use_dora": True}
     uri = f"s3://{BUCKET}/runs/killed"
     report = {"engine": {"report_to": ["tensorboard"]}}
     spec = job(tiny, tones, tmp_path / "run", report, **settings)
@@ -47,7 +47,7 @@ def test_a_job_on_a_failing_store_that_is_killed_goes_on_to_the_same_end(
     arguments = ("--config", write(spec, tmp_path), "-o", "json")
 
     killed = start(*arguments, start_new_session=True, variables=variables)
-    wait_until(lambda: "runs/killed/checkpoints/checkpoint-20/checkpoint.json" in server.keys("runs/killed/"), killed)
+    wait_until(lambda: "runs/killed/checkpoints/checkpoint-12/checkpoint.json" in server.keys("runs/killed/"), killed)
     refused = run(*arguments, variables=variables)
     assert refused.code == 2
     assert f"another run is at work here (process {killed.pid} on " in refused.error()["error"]
@@ -59,7 +59,7 @@ def test_a_job_on_a_failing_store_that_is_killed_goes_on_to_the_same_end(
     result = finished.json()
     assert "prepare  done before" in finished.stderr
     models = [event for event in events(server, "runs/killed") if event["event"] == "model"]
-    assert models[-1]["resumed_from_step"] >= 20
+    assert models[-1]["resumed_from_step"] >= 12
     assert len(proxy.faults()) > 20
 
     # The engine alone, never stopped, on a local root, ends at the same adapter.
