@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from jobs.guard.words import card_lines
 from service.artifacts import ADAPTER, MERGED, BaseModelRecord
 from service.spec.job import JobSpec
 from service.spec.languages import LANGUAGES
@@ -86,6 +87,7 @@ def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: Ba
         f"Measured on {tuned['utterances']} held-out clips{between}, without timestamps, after Whisper's own text",
         "normaliser except where it says raw.",
         "",
+        *card_lines(metrics),
         "## Data",
         "",
         "| split | clips | hours | SHA-256 |",

@@ -37,8 +37,10 @@ def _input_files(spec: JobSpec) -> Iterator[Path]:
     training, evaluation = spec.training, spec.evaluation
     if spec.kind == "evaluate":
         sources, model = [evaluation.csv], evaluation.model
+    elif spec.kind == "export":
+        sources, model = [evaluation.csv], spec.export.source
     else:
-        sources, model = [training.train_csv, training.val_csv], training.base_model
+        sources, model = [training.train_csv, training.val_csv, spec.guard.csv], training.base_model
     for source in sources:
         if source and Path(source).is_file():
             yield Path(source)

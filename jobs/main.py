@@ -16,6 +16,7 @@ from service.errors import (
     Fault,
     InputError,
     InterruptedByUserError,
+    RefusedError,
     WhisperJobsError,
     failure_text,
 )
@@ -43,6 +44,7 @@ def _run(options: argparse.Namespace) -> int:
             print(f"warning: {warning}", file=sys.stderr)
     from jobs.pipeline import run_job
     from jobs.progress import Reporter
+    from jobs.publish import refused_artifacts
     from service.storage import Storage
 
     # What the libraries print of their own accord is no result; Ray's words on a worker's death come here too.
@@ -54,6 +56,11 @@ def _run(options: argparse.Namespace) -> int:
         from jobs.summary import print_summary
 
         print_summary(Storage(loaded.spec.root), metrics)
+    if refused := refused_artifacts(metrics):
+        raise RefusedError(
+            f"{len(refused)} of the exports did not pass: {', '.join(refused)}. {Storage(loaded.spec.root).path()} "
+            "holds everything; metrics.json and the REFUSED.txt of each say why"
+        )
     return EXIT_DONE
 
 

@@ -1,9 +1,10 @@
-"""The final task: merge the adapter in float32, prove that nothing changed, save, and prove what was saved."""
+"""The merge: adapter and base into one checkpoint, in float32, with the proof that nothing changed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from jobs.adapter import load_adapter
 from jobs.batches import Batch, Loader
 from jobs.device import autocast, device_of, set_threads
 from jobs.evaluate import from_lines, to_lines
+from jobs.export.checkpoint import Checkpoint
+from jobs.export.hf import write_hf
+from jobs.export.weights import HEAD
 from jobs.failures import inputs_that_were_there
-from jobs.model import Whisper, is_multilingual, load_whisper
-from jobs.score import Scorer, summarise
+from jobs.model import Whisper, load_whisper
+from jobs.score import Scorer, Utterance, summarise
 from jobs.transcribe import shard, transcribe
-from service.artifacts import ADAPTER, MERGED, MERGED_LINES, TUNED_LINES
+from service.artifacts import MERGED, MERGED_LINES, TUNED_LINES
 from service.errors import VerificationError
 from service.spec.job import JobSpec
 from service.storage import Storage
@@ -30,78 +34,110 @@ MAX_LOGIT_DIFFERENCE = 1e-4
 COMPARED_CLIPS = 8
 PROOF_CLIPS = 200
 
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is merged.
+
+    Attributes:
+        base: hub id or folder of the base.
+        adapter: folder of the adapter; None: the base is all there is.
+        revision: commit of the base on the hub.
+    """
+
+    base: str
+    adapter: Path | None
+    revision: str | None = None
+
 
 def merge(
-    spec: JobSpec,
-    root: str,
-    val: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    *,
-    revision: str | None = None,
+    spec: JobSpec, root: str, source: Source, val: str, progress: Progress = lambda done, total: None
 ) -> dict[str, Any]:
-    """Write merged/ from the base and adapter/, and transcribe with it.
+    """Write merged/ and transcribe with it.
 
     Args:
         spec: the job.
-        root: the run's root, with adapter/ in it.
+        root: the run's root. Without the adapter's transcripts in it (evaluation/tuned.jsonl) they are made first.
+        source: base and adapter.
         val: Arrow file of the validation rows.
         progress: called with (clips transcribed, clips).
-        revision: commit of the base model on the hub that the run began with.
 
     Returns:
-        {"max_logit_difference", "max_logit_difference_after_cast", "clips_compared", "dtype", "artifact": {"wer",
-        "cer", "utterances", "identical", "rtf", "size_bytes"}}; `identical` is the share of transcripts that are those
-        of the adapter, letter by letter.
+        {"max_logit_difference", "max_logit_difference_after_cast", "clips_compared", "dtype", "tied", "model",
+        "artifact": {"wer", "cer", "utterances", "identical", "rtf", "size_bytes"}}; `identical` is the share of
+        transcripts that are those of the adapter, letter by letter, and `model` the rates of the adapter, where they
+        were made here.
 
     Raises:
-        VerificationError: merging changed the logits by more than the bound.
+        VerificationError: merging changed the logits by more than the bound, or the file is not what was merged.
     """
     set_threads(spec)
     storage, rows, device = Storage(root), Dataset.from_file(val), device_of(spec)
     with inputs_that_were_there():
-        whisper = load_whisper(spec.training.base_model, revision)
-    tied = whisper.model.config.tie_word_embeddings  # PEFT clears it where merging takes the two apart
-    batch = _compared_batch(spec, whisper, rows)
-    model = load_adapter(whisper.model, storage.fetch(ADAPTER))
-    logits_BTV = _logits(model.to(device), batch)
-    merged = model.merge_and_unload(safe_merge=True)
-    difference = max_difference(_logits(merged, batch), logits_BTV, batch)
+        whisper = load_whisper(source.base, source.revision)
+    batch = _compared_batch(whisper, rows)
+    adapted = load_adapter(whisper.model, source.adapter) if source.adapter else whisper.model
+    logits_BTV = _logits(adapted.to(device), batch)
+    result: dict[str, Any] = {}
+    if not storage.exists(TUNED_LINES):
+        tuned = _transcribed(spec, whisper, adapted, rows, progress)
+        storage.write_text(TUNED_LINES, to_lines(tuned))
+        result["model"] = summarise(tuned, bootstrap=spec.evaluation.bootstrap)
+    # On the CPU, as the files are merged: the two are compared bit by bit.
+    adapted.to("cpu")
+    merged = adapted.merge_and_unload(safe_merge=True) if source.adapter else adapted
+    difference = max_difference(_logits(merged.to(device), batch), logits_BTV, batch)
     if not difference <= MAX_LOGIT_DIFFERENCE:
+        kept = f"the adapter is in {source.adapter}"
         raise VerificationError(
             f"merge: the logits of adapter and merged model differ by {difference:.2e}; {MAX_LOGIT_DIFFERENCE:.0e} is "
-            f"all that rounding explains. Nothing was merged; the adapter is in {storage.path(ADAPTER)}"
+            f"all that rounding explains. Nothing was merged; {kept}"
         )
-    if tied:
-        _require_tied(merged)
+    merged.to("cpu")
     with storage.new_folder(MERGED) as folder:
-        save_checkpoint(merged.to("cpu", whisper.stored_dtype), whisper.processor, folder, _language_of(rows))
-    del model, merged, whisper.model
+        facts = write_hf(source.base, source.adapter, folder, revision=source.revision, language=_language_of(rows))
+        require_same_weights(Checkpoint(folder), merged, whisper.stored_dtype)
+    del adapted, merged, whisper.model
     saved = load_whisper(str(storage.fetch(MERGED)))
     saved.model.to(device)
     after_cast = max_difference(_logits(saved.model, batch), logits_BTV, batch)
-    return {
-        "max_logit_difference": difference,
-        "max_logit_difference_after_cast": after_cast,
-        "clips_compared": len(batch.rows),
-        "dtype": str(saved.stored_dtype).removeprefix("torch."),
-        "artifact": _prove(spec, storage, saved, rows, progress),
-    }
+    return (
+        result
+        | facts
+        | {
+            "max_logit_difference": difference,
+            "max_logit_difference_after_cast": after_cast,
+            "clips_compared": len(batch.rows),
+            "artifact": _prove(spec, storage, saved, rows, progress),
+        }
+    )
 
 
-def save_checkpoint(model: Any, processor: Any, folder: Path, language: str | None) -> None:
-    """Save a checkpoint that loads back as it is: weights, processor and generation config.
+def require_same_weights(written: Checkpoint, merged: Any, dtype: torch.dtype) -> None:
+    """Compare what was merged tensor by tensor with what PEFT has merged in memory.
 
-    Args:
-        model: the merged model.
-        processor: its WhisperProcessor.
-        folder: where to.
-        language: what a multilingual model transcribes unless told otherwise; None: it detects the language.
+    Raises:
+        VerificationError: a weight is not the same to the last bit.
     """
-    model.generation_config.forced_decoder_ids = None
-    if language and is_multilingual(model.generation_config, model.config):
-        model.generation_config.language, model.generation_config.task = language, "transcribe"
-    model.save_pretrained(str(folder))
-    processor.save_pretrained(str(folder))
+    weights = written.weights
+    expected = {name: tensor for name, tensor in merged.state_dict().items() if name != HEAD or HEAD in weights}
+    differing = [
+        name
+        for name, tensor in expected.items()
+        if name not in weights or not torch.equal(weights[name], tensor.to(dtype))
+    ]
+    if differing:
+        raise VerificationError(
+            f"merge: {len(differing)} weights are not those that PEFT merges ({', '.join(differing[:3])}); nothing was "
+            "saved"
+        )
+
+
+def proof_rows(rows: Any) -> list[int]:
+    """The validation rows that the merged model transcribes, in order: at most about PROOF_CLIPS of all lengths."""
+    return sorted(shard(rows, 0, max(1, len(rows) // PROOF_CLIPS)))
 
 
 def _language_of(rows: Any) -> str | None:
@@ -116,7 +152,7 @@ def max_difference(one_BTV: Tensor, other_BTV: Tensor, batch: Batch) -> float:
     return float((one_BTV - other_BTV)[counted_BT].abs().max())
 
 
-def _compared_batch(spec: JobSpec, whisper: Whisper, rows: Any) -> Batch:
+def _compared_batch(whisper: Whisper, rows: Any) -> Batch:
     loader = Loader(rows, whisper.processor.feature_extractor, whisper.prompter(), threads=1, prefetch=1)
     return loader.make(list(range(min(COMPARED_CLIPS, len(rows)))))
 
@@ -131,38 +167,43 @@ def _logits(model: Any, batch: Batch) -> Tensor:
     return logits.cpu()
 
 
-def _require_tied(model: Any) -> None:
-    # An untied head has no place in formats with one matrix for both, and they would drop it silently.
-    if model.proj_out.weight is not model.model.decoder.embed_tokens.weight:
-        raise VerificationError("merge: the output head is no longer tied to the token embedding; nothing was saved")
-
-
-def _prove(
-    spec: JobSpec, storage: Storage, saved: Whisper, rows: Any, progress: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """Transcribe held-out clips with what was saved, and compare with what the adapter heard."""
-    chosen = shard(rows, 0, max(1, len(rows) // PROOF_CLIPS))
-    started = time.monotonic()
+def _transcribed(
+    spec: JobSpec,
+    whisper: Whisper,
+    model: Any,
+    rows: Any,
+    progress: Progress,
+    chosen: list[int] | None = None,
+) -> list[Utterance]:
+    """Rows as a model hears them, in their order; all of them where none are chosen."""
+    wanted = shard(rows, 0, 1) if chosen is None else [row for row in shard(rows, 0, 1) if row in set(chosen)]
     with autocast(spec):  # as the adapter was scored, so that only the weights differ
         heard = list(
             transcribe(
-                saved.model,
-                saved.processor,
+                model,
+                whisper.processor,
                 rows,
-                chosen,
+                wanted,
                 spec.evaluation,
-                multilingual=saved.multilingual,
+                multilingual=whisper.multilingual,
                 threads=spec.data.threads,
-                progress=lambda done: progress(done, len(chosen)),
+                progress=lambda done: progress(done, len(wanted)),
             )
         )
     texts = {item.row: item.text for item in heard}
+    scorer = Scorer(getattr(whisper.processor.tokenizer, "english_spelling_normalizer", None), spec.data.text)
+    return [scorer.score(rows[row], text) for row, text in sorted(texts.items())]
+
+
+def _prove(spec: JobSpec, storage: Storage, saved: Whisper, rows: Any, progress: Progress) -> dict[str, Any]:
+    """Transcribe held-out clips with what was saved, and compare with what the adapter heard."""
+    chosen = proof_rows(rows)
+    started = time.monotonic()
+    utterances = _transcribed(spec, saved, saved.model, rows, progress, chosen)
     seconds = time.monotonic() - started
-    scorer = Scorer(getattr(saved.processor.tokenizer, "english_spelling_normalizer", None), spec.data.text)
-    utterances = [scorer.score(rows[row], text) for row, text in sorted(texts.items())]
     storage.write_text(MERGED_LINES, to_lines(utterances))
     tuned = from_lines(storage.read_bytes(TUNED_LINES).decode())
-    same = sum(tuned[row].hypothesis == text for row, text in texts.items())
+    same = sum(tuned[row].hypothesis == one.hypothesis for row, one in zip(chosen, utterances, strict=True))
     summary = summarise(utterances, bootstrap=0)
     return {
         "wer": summary["wer"],

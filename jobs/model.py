@@ -74,7 +74,7 @@ def load_processor(name: str) -> Any:
     Raises:
         SpecError: it cannot be had.
     """
-    with _Reading(name):
+    with reading(name):
         return WhisperProcessor.from_pretrained(name)
 
 
@@ -84,7 +84,7 @@ def load_prompter(name: str) -> Prompter:
     Raises:
         SpecError: it cannot be had.
     """
-    with _Reading(name):
+    with reading(name):
         config = WhisperConfig.from_pretrained(name)
         generation = GenerationConfig.from_pretrained(name)
         tokenizer = WhisperProcessor.from_pretrained(name).tokenizer
@@ -97,7 +97,7 @@ def load_dims(name: str) -> WhisperDims:
     Raises:
         SpecError: it cannot be had.
     """
-    with _Reading(name):
+    with reading(name):
         return WhisperDims.from_config(WhisperConfig.from_pretrained(name).to_dict())
 
 
@@ -113,7 +113,7 @@ def load_whisper(name: str, revision: str | None = None, *, attention: str = "sd
         SpecError: there is no such checkpoint, it is gated, or it is not a Whisper.
     """
     quiet_libraries()
-    with _Reading(name):
+    with reading(name):
         model, report = WhisperForConditionalGeneration.from_pretrained(
             name, revision=revision, dtype="auto", attn_implementation=attention, output_loading_info=True
         )
@@ -129,25 +129,35 @@ def load_whisper(name: str, revision: str | None = None, *, attention: str = "sd
 
 def describe_base(name: str) -> BaseModelRecord:
     """Which checkpoint this is: the hub's commit, and the SHA-256 of each weight file (the hub shows the same ones)."""
-    revision = None
-    hashes: dict[str, str] = {}
-    with _Reading(name):
+    files = weight_files(name)
+    # The hub's cache keeps files under their commit.
+    revision = None if Path(name).is_dir() or not files else files[0].parent.name
+    return BaseModelRecord(name=name, revision=revision, weights_sha256={file.name: sha256_of(file) for file in files})
+
+
+def weight_files(name: str, revision: str | None = None) -> list[Path]:
+    """A checkpoint's weight files on this machine, downloaded where they are not yet; none where it has none.
+
+    Args:
+        name: hub id or local folder.
+        revision: commit on the hub.
+
+    Raises:
+        SpecError: there is no such checkpoint, or it is gated.
+    """
+    with reading(name):
         for file in WEIGHT_FILES:
-            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+            path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
             if path is None:
                 continue
-            if not Path(name).is_dir():
-                revision = Path(path).parent.name
             parts = [file]
             if file.endswith(".index.json"):
                 parts = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
-            for part in parts:
-                hashes[part] = sha256_of(Path(cached_file(name, part)))
-            break
-    return BaseModelRecord(name=name, revision=revision, weights_sha256=hashes)
+            return [Path(cached_file(name, part, revision=revision)) for part in parts]
+    return []
 
 
-class _Reading:
+class reading:  # noqa: N801  # used as a function is, in `with`
     """Turns the many ways in which a checkpoint cannot be had into one error that says what to do."""
 
     def __init__(self, name: str) -> None:

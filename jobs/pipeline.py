@@ -6,6 +6,7 @@ import importlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -22,9 +23,12 @@ from jobs.stages import Stages, claim_root, holds_run_of
 from jobs.stopping import StopSignals
 from service import artifacts
 from service.artifacts import BaseModelRecord
-from service.errors import JobFailedError, StoppedError
+from service.errors import Fault, JobFailedError, SpecError, StoppedError
+from service.spec.export import ARTIFACTS, FAMILIES, HF
 from service.spec.job import JobSpec
 from service.storage import Storage
+
+_MERGING = "merging in float32, comparing logits, transcribing with the merged model"
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def _run(spec: JobSpec, root: Storage, recorder: Recorder, reporter: Reporter, s
             stages = Stages(root, events.emit)
             asked = with_gpus(spec, resources)
             job = Job(asked, root, stages, events, recorder, resources, signals, await_resources)
-            return {"train": _train_job, "evaluate": _evaluate_job}[spec.kind](job)
+            return {"train": _train_job, "evaluate": _evaluate_job, "export": _export_job}[spec.kind](job)
         except ray.exceptions.RayError as error:
             raise as_user_error(error) from error
         except JobFailedError as error:
@@ -147,6 +151,8 @@ def _train_job(job: Job) -> dict[str, Any]:
     spec, training, text = job.spec, job.spec.training, job.spec.to_json()
     if training.fp16 or training.bf16 or spec.engine.attention == "flash_attention_2":
         job.run(tasks.check_hardware, text, gpus=job.gpus)
+    if formats := _formats(spec):
+        job.run(tasks.check_exports, formats)
     # Some seconds of imports, while the data are looked at elsewhere.
     threading.Thread(target=importlib.import_module, args=["jobs.train.on_ray"], daemon=True).start()
     sources = {"train": str(training.train_csv), "val": str(training.val_csv)}
@@ -157,9 +163,11 @@ def _train_job(job: Job) -> dict[str, Any]:
             lambda: job.run(tasks.build_dataset, text, job.root.uri, job.events.log),
         )
         sources = built["manifests"]
+    if spec.guard.csv:
+        sources = sources | {"guard": spec.guard.csv}
     data = job.stages.run(
         "prepare",
-        "checking every row of both manifests",
+        f"checking every row of {'all' if spec.guard.csv else 'both'} manifests",
         lambda: job.run(tasks.prepare_data, text, job.root.uri, sources, training.base_model, job.events.log),
     )
     base = _describe(job, "the base model", training.base_model)
@@ -172,15 +180,22 @@ def _train_job(job: Job) -> dict[str, Any]:
     )
     metrics: dict[str, Any] = {"job_id": spec.job_id, "base": trained["base"], "tuned": trained["tuned"]}
     metrics |= {"adapter": trained["adapter"], "training": trained["training"], "artifacts": {}}
+    call = (text, job.root.uri, base.revision, job.events.log)
     if training.merge_lora:
-        call = (text, job.root.uri, base.revision, job.events.log)
         merged = job.stages.run(
             "merge",
-            "merging in float32, comparing logits, transcribing with the merged model",
+            _MERGING,
             lambda: job.run(tasks.merge_adapter, *call, cpus=job.resources.cpus, gpus=job.gpus),
         )
         metrics["artifacts"]["hf"] = merged.pop("artifact")
         metrics["merge"] = merged
+        _export(job, metrics["artifacts"])
+    if spec.guard.csv:
+        metrics["guard"] = job.stages.run(
+            "guard",
+            "transcribing the guard's clips with the base model and the tuned one",
+            lambda: job.run(tasks.guard_model, *call, cpus=job.resources.cpus, gpus=job.gpus),
+        )
     reasons = promotion_reasons(metrics)
     metrics |= {"promoted": not reasons, "promotion_reasons": reasons, "seconds": job.stages.all_seconds()}
     _publish(job, metrics, data, base)
@@ -189,7 +204,7 @@ def _train_job(job: Job) -> dict[str, Any]:
 
 def _evaluate_job(job: Job) -> dict[str, Any]:
     spec, text = job.spec, job.spec.to_json()
-    model = job.run(tasks.resolve_scored_model, spec.evaluation.model)
+    model = job.run(tasks.resolve_model, spec.evaluation.model, "evaluation.model")
     splits = {"val": str(spec.evaluation.csv)}
     data = job.stages.run(
         "prepare",
@@ -202,6 +217,69 @@ def _evaluate_job(job: Job) -> dict[str, Any]:
     metrics = {"job_id": spec.job_id, "model": scored, "seconds": job.stages.all_seconds()}
     _publish(job, metrics, data, base)
     return metrics
+
+
+def _export_job(job: Job) -> dict[str, Any]:
+    spec, text = job.spec, job.spec.to_json()
+    job.run(tasks.check_exports, [HF, *_formats(spec)])
+    source = job.run(tasks.resolve_model, spec.export.source, "export.source", spec.export.base)
+    if spec.evaluation.csv is None and source["run"] is None:
+        text = "is missing: no export leaves without having been heard; give held-out clips (--csv)"
+        raise SpecError([Fault("evaluation.csv", text)])
+
+    def rows() -> dict[str, Any]:
+        if spec.evaluation.csv is None:
+            return dict(job.run(tasks.borrow_rows, job.root.uri, source["run"]))
+        splits = {"val": spec.evaluation.csv}
+        return dict(job.run(tasks.prepare_data, text, job.root.uri, splits, source["base"], job.events.log))
+
+    data = job.stages.run("prepare", "checking every row", rows)
+    _warn_of_data(job, data)
+    base = _describe(job, "the base model", source["base"])
+    merged = job.stages.run(
+        "merge",
+        _MERGING,
+        lambda: job.run(
+            tasks.merge_source, text, job.root.uri, source, job.events.log, cpus=job.resources.cpus, gpus=job.gpus
+        ),
+    )
+    metrics: dict[str, Any] = {"job_id": spec.job_id, "model": merged.pop("model")}
+    metrics |= {"artifacts": {HF: merged.pop("artifact")}, "merge": merged}
+    _export(job, metrics["artifacts"])
+    metrics["seconds"] = job.stages.all_seconds()
+    _publish(job, metrics, data, base)
+    return metrics
+
+
+def _formats(spec: JobSpec) -> list[str]:
+    """The artifacts that are heard in their own runtimes, in the order of the spec."""
+    merged = spec.kind == "export" or spec.training.merge_lora
+    return [name for name in spec.export.formats if name != artifacts.ADAPTER] if merged else []
+
+
+def _export(job: Job, entries: dict[str, dict[str, Any]]) -> None:
+    """Make, publish and prove every export; adds what each has shown to the artifacts' entries."""
+    text = job.spec.to_json()
+    for name in _formats(job.spec):
+        runtime = FAMILIES[ARTIFACTS[name][0]].runtime
+        what = f"transcribing with {runtime}"
+        found = job.stages.run(
+            f"export-{name}",
+            what if name == HF else f"writing {name}, reading it back, {what}",
+            partial(
+                job.run,
+                tasks.export_artifact,
+                text,
+                job.root.uri,
+                name,
+                job.events.log,
+                cpus=job.resources.cpus,
+                gpus=job.gpus,
+            ),
+        )
+        entries[name] = found | entries.get(name, {})
+        if why := found.get("refused"):
+            job.events.emit({"event": "notice", "text": f"[red]refused[/red]: {name}: {escape(why)}"})
 
 
 def _publish(job: Job, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord) -> None:

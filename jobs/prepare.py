@@ -6,6 +6,7 @@ import csv
 import hashlib
 import itertools
 import json
+import math
 import os
 from array import array
 from collections import Counter
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from jobs.audio import MAX_DURATION_S
 from jobs.manifest.examine import Limits, Sound, examine
 from jobs.manifest.row import Reject, Row, Segment
 from jobs.manifest.rows import format_segments, read_rows
@@ -34,6 +36,9 @@ from service.storage import Storage
 
 SHOWN_FAULTS = 100
 BLOCK = 1_000
+
+ANY_LENGTH = ("guard",)
+"""Splits whose clips may be longer than a window: they are not trained on, and are transcribed window by window."""
 
 SCHEMA = pa.schema(
     [
@@ -109,7 +114,7 @@ def prepare(
     Args:
         spec: the job; `data.bad_rows` says what happens to rows that cannot be used.
         root: the run's root.
-        splits: CSV by split name.
+        splits: CSV by split name: first those whose sentences are compared, train and val.
         model: checkpoint whose tokenizer counts the tokens.
         progress: called with (split, rows so far).
 
@@ -135,7 +140,7 @@ def prepare(
         _settle(found, reject=spec.data.bad_rows == "reject")
     both = 0
     if len(found) > 1:
-        one, other = (np.frombuffer(split.sentences, np.uint64) for split in found)
+        one, other = (np.frombuffer(split.sentences, np.uint64) for split in found[:2])
         both = len(np.intersect1d(one, other))
     return {split.name: split.as_dict() for split in found} | {"sentences_in_both": both}
 
@@ -152,7 +157,9 @@ def _store(split: Split, storage: Storage, records: Iterator[dict[str, Any]], pr
 
 def _check_rows(split: Split, prompter: Prompter, spec: JobSpec, left_out: Any) -> Iterator[dict[str, Any]]:
     rows = read_rows(split.source, spec.training.language)
-    limits, rules = Limits.of(spec.data), TextNormaliser(spec.data.text)
+    any_length = split.name in ANY_LENGTH
+    limits = Limits.of(spec.data, max_s=math.inf if any_length else MAX_DURATION_S)
+    rules = TextNormaliser(spec.data.text)
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
         # In blocks: map() over a million rows would hold them all.
         for block in _blocks(rows, BLOCK):
@@ -160,7 +167,7 @@ def _check_rows(split: Split, prompter: Prompter, spec: JobSpec, left_out: Any) 
                 for claimed, found in verdicts:
                     row = _ruled(claimed, rules)
                     faults = [found] if isinstance(found, Reject) else []
-                    faults += text_faults(row, prompter) if row.fault is None else []
+                    faults += text_faults(row, prompter, any_length=any_length) if row.fault is None else []
                     if faults or not isinstance(found, Sound):
                         _reject(split, row, joined_reason(faults), left_out)
                     else:

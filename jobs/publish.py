@@ -22,6 +22,11 @@ REPORTED_PACKAGES = (
     "datasets",
     "soundfile",
     "soxr",
+    "ctranslate2",
+    "faster-whisper",
+    "gguf",
+    "openai-whisper",
+    "pywhispercpp",
 )
 
 
@@ -39,6 +44,7 @@ def publish(spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[st
         for folder in ("", artifacts.ADAPTER, *([artifacts.MERGED] if spec.training.merge_lora else [])):
             card = model_card(spec, metrics, data, base, folder)
             root.write_text(f"{folder}/{artifacts.CARD}".lstrip("/"), card)
+    exported = metrics.get("artifacts", {})
     rates = {name: metrics[name]["wer"] for name in ("base", "tuned", "model") if name in metrics}
     manifest = RunManifest(
         job_id=spec.job_id,
@@ -48,8 +54,9 @@ def publish(spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[st
         versions=versions(),
         base=base,
         data=data,
-        wer=rates | {name: value["wer"] for name, value in metrics.get("artifacts", {}).items()},
+        wer=rates | {name: value["wer"] for name, value in exported.items() if "wer" in value},
         promoted=metrics.get("promoted"),
+        refused=refused_artifacts(metrics),
         files=artifacts.file_records(root),
     )
     root.create_bytes(artifacts.MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
@@ -66,10 +73,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def refused_artifacts(metrics: dict[str, Any]) -> dict[str, str]:
+    """The exports that did not pass their proof, each with the reason."""
+    exported = metrics.get("artifacts", {})
+    return {name: value["refused"] for name, value in exported.items() if "refused" in value}
+
+
 def promotion_reasons(metrics: dict[str, Any]) -> list[str]:
     """Why the tuned model should not take the base model's place; empty where it should."""
     base, tuned = metrics["base"]["wer"], metrics["tuned"]["wer"]
     reasons = []
     if tuned >= base:
         reasons.append(f"its WER, {tuned:.1%}, is not below the base model's, {base:.1%}")
-    return reasons
+    return reasons + metrics.get("guard", {}).get("reasons", [])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -14,30 +12,11 @@ from jobs.evaluate import to_lines
 from jobs.model import load_whisper
 from jobs.prepare import fetch_rows
 from jobs.score import Scorer, Utterance, summarise
+from jobs.sources import open_source
 from jobs.transcribe import shard, transcribe
-from service.artifacts import ADAPTER, MODEL_LINES, SPEC
-from service.errors import Fault, SpecError
+from service.artifacts import MODEL_LINES
 from service.spec.job import JobSpec
 from service.storage import Storage
-
-
-def resolve_model(model: str) -> dict[str, Any]:
-    """What stands behind a name: {"base": checkpoint, "adapter": folder or None}.
-
-    Raises:
-        SpecError: a folder that is none of the three.
-    """
-    folder = Path(model)
-    if not folder.is_dir() or (folder / "config.json").exists():
-        return {"base": model, "adapter": None}
-    adapter = folder / ADAPTER if (folder / SPEC).exists() else folder
-    config = adapter / "adapter_config.json"
-    if not config.exists():
-        kinds = (
-            "a checkpoint (config.json), a PEFT adapter (adapter_config.json) or the root of a finished run (adapter/)"
-        )
-        raise SpecError([Fault("evaluation.model", f"is not {kinds}", model)])
-    return {"base": json.loads(config.read_text())["base_model_name_or_path"], "adapter": str(adapter)}
 
 
 def score_shard(
@@ -47,8 +26,9 @@ def score_shard(
     spec = JobSpec.model_validate_json(spec_json)
     set_threads(spec)
     rows = Dataset.from_file(fetch_rows(Storage(root), "val"))
-    whisper = load_whisper(model["base"], attention=spec.engine.attention)
-    scored = load_adapter(whisper.model, Path(model["adapter"])) if model["adapter"] else whisper.model
+    source = open_source(model)
+    whisper = load_whisper(source.base, source.revision, attention=spec.engine.attention)
+    scored = load_adapter(whisper.model, source.adapter) if source.adapter else whisper.model
     mine = shard(rows, rank, workers)
 
     def progress(done: int) -> None:

@@ -29,6 +29,7 @@ OURS = (
     artifacts.TENSORBOARD,
     artifacts.ADAPTER,
     artifacts.MERGED,
+    artifacts.EXPORTS,
     artifacts.SPEC,  # last: it says that all of this is a run's
 )
 """What a run writes under its root, and so what `--overwrite` deletes, in this order. Other files are left alone."""

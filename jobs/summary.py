@@ -8,9 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.export.table import HEADER, export_rows
+from jobs.guard.words import summary_fact
 from jobs.progress import seconds_text
 from service import artifacts
+from service.spec.export import HF
 from service.storage import Storage
+
+_EXPORTS_WIDTH = 110
+"""Columns of the exports' table, also where the terminal has fewer: numbers that are cut say nothing."""
 
 
 def print_summary(root: Storage, metrics: dict[str, Any]) -> None:
@@ -18,6 +24,10 @@ def print_summary(root: Storage, metrics: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"\n[bold]{metrics['job_id']}[/bold]  {_verdict(metrics)}\n")
     console.print(_rates(metrics))
+    exported = metrics.get("artifacts", {})
+    if any("runtime" in entry for entry in exported.values()):
+        console.print()
+        Console(highlight=False, width=max(console.width, _EXPORTS_WIDTH)).print(_exports(exported))
     console.print()
     for label, text in _facts(root, metrics):
         console.print(f"  {label:<10} {escape(text)}")
@@ -56,6 +66,15 @@ def _rates(metrics: dict[str, Any]) -> Table:
     return table
 
 
+def _exports(entries: dict[str, dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, label in enumerate(HEADER):
+        table.add_column(label, justify="left" if index < 3 else "right", no_wrap=True)
+    for row in export_rows(entries):
+        table.add_row(*map(escape, row), style="red" if row[-1] else "")
+    return table
+
+
 def _facts(root: Storage, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     facts = []
     if adapter := metrics.get("adapter"):
@@ -66,9 +85,16 @@ def _facts(root: Storage, metrics: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 "merged",
                 f"{root.path(artifacts.MERGED)}  (logits within {merge['max_logit_difference']:.0e} of the adapter's; "
-                f"{merged['identical']:.1%} of the transcripts identical)",
+                f"PEFT's own weights to the last bit; {merged['identical']:.1%} of the transcripts identical)",
             )
         )
+    if exported := [name for name in metrics.get("artifacts", {}) if name != HF]:
+        facts.append(("exports", f"{root.path(artifacts.EXPORTS)}  ({', '.join(exported)})"))
+    for name, entry in metrics.get("artifacts", {}).items():
+        if "refused" in entry:
+            facts.append(("refused", f"{name}: {entry['refused']}"))
+    if guarded := metrics.get("guard"):
+        facts.append(("guard", summary_fact(guarded)))
     facts.append(("results", root.path(artifacts.METRICS)))
     facts.append(("utterances", root.path(artifacts.EVALUATION)))
     if seconds := metrics.get("seconds"):

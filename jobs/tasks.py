@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.artifacts import DATASET
+from service.artifacts import ADAPTER, DATASET, read_manifest
+from service.errors import InfeasibleError
 from service.spec.checks import require_model
+from service.spec.export import missing_extras
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -65,20 +70,86 @@ def describe_model(model: str) -> dict[str, Any]:
     return describe_base(model).model_dump()
 
 
+def check_exports(formats: list[str]) -> None:
+    """Whether everything is installed here that the formats of a job need.
+
+    Raises:
+        InfeasibleError: it is not; the message names the extras.
+    """
+    missing = missing_extras(formats, lambda name: importlib.util.find_spec(name) is not None)
+    if missing:
+        lacking = ", ".join(package for packages in missing.values() for package in packages)
+        raise InfeasibleError(
+            f"export.formats: this machine has no {lacking}, which the formats need: "
+            f"pip install 'whisper-jobs[{','.join(missing)}]' where the job runs, or leave the formats out"
+        )
+
+
 def merge_adapter(spec: str, root: str, revision: str | None, log: Any) -> dict[str, Any]:
-    """See `jobs.merge.merge`."""
+    """See `jobs.merge.merge`: the adapter that this job has trained."""
+    from jobs.merge import Source, merge
+
+    job, storage = JobSpec.model_validate_json(spec), Storage(root)
+    source = Source(job.training.base_model, storage.fetch(ADAPTER), revision)
+    return merge(job, root, source, _val(storage), _transcribed(log, "merged"))
+
+
+def merge_source(spec: str, root: str, source: dict[str, Any], log: Any) -> dict[str, Any]:
+    """See `jobs.merge.merge`: an adapter from elsewhere."""
     from jobs.merge import merge
+    from jobs.sources import open_source
+
+    job, storage = JobSpec.model_validate_json(spec), Storage(root)
+    opened = open_source(source)
+    if opened.adapter:
+        with storage.new_folder(ADAPTER) as folder:
+            shutil.copytree(opened.adapter, folder, dirs_exist_ok=True)
+    return merge(job, root, opened, _val(storage), _transcribed(log, "merged"))
+
+
+def export_artifact(spec: str, root: str, name: str, log: Any) -> dict[str, Any]:
+    """See `jobs.export.artifact.export_artifact`."""
+    from jobs.export.artifact import export_artifact
+
+    job, storage = JobSpec.model_validate_json(spec), Storage(root)
+    return export_artifact(job, root, name, _val(storage), _transcribed(log, name))
+
+
+def guard_model(spec: str, root: str, revision: str | None, log: Any) -> dict[str, Any]:
+    """See `jobs.guard.stage.guard`."""
+    from jobs.guard.stage import guard
+
+    def progress(model: str, done: int, total: int) -> None:
+        log.emit.remote({"event": "transcribed", "what": f"guard, {model}", "done": done, "total": total})
+
+    return guard(JobSpec.model_validate_json(spec), root, progress, revision=revision)
+
+
+def resolve_model(model: str, setting: str, base: str | None = None) -> dict[str, Any]:
+    """See `jobs.sources.resolve_model`."""
+    from jobs.sources import resolve_model
+
+    return resolve_model(model, setting, base)
+
+
+def borrow_rows(root: str, run: str) -> dict[str, Any]:
+    """Take the held-out rows that a finished run was scored on; returns their entry in manifest.json."""
+    from jobs.prepare import split_file
+
+    found = Storage(run)
+    data = read_manifest(found).data
+    Storage(root).write_bytes(split_file("val"), found.read_bytes(split_file("val")))
+    return {"val": data["val"], "sentences_in_both": 0}
+
+
+def _val(storage: Storage) -> str:
     from jobs.prepare import fetch_rows
 
+    return fetch_rows(storage, "val")
+
+
+def _transcribed(log: Any, what: str) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
-        log.emit.remote({"event": "transcribed", "what": "merged", "done": done, "total": total})
+        log.emit.remote({"event": "transcribed", "what": what, "done": done, "total": total})
 
-    val = fetch_rows(Storage(root), "val")
-    return merge(JobSpec.model_validate_json(spec), root, val, progress, revision=revision)
-
-
-def resolve_scored_model(model: str) -> dict[str, Any]:
-    """See `jobs.score_model.resolve_model`."""
-    from jobs.score_model import resolve_model
-
-    return resolve_model(model)
+    return progress

@@ -66,7 +66,7 @@ def transcribe(
 
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="audio") as pool:
-            for chunk, (features_BMF, languages) in _read_ahead(pool, read, chunks):
+            for chunk, (features_BMF, languages) in read_ahead(pool, read, chunks):
                 with torch.inference_mode():
                     tokens_BT = model.generate(
                         input_features=features_BMF.to(device),
@@ -81,7 +81,7 @@ def transcribe(
         model.train(was_training)
 
 
-def _read_ahead(
+def read_ahead(
     pool: ThreadPoolExecutor, read: Callable[[list[int]], Any], chunks: list[list[int]]
 ) -> Iterator[tuple[list[int], Any]]:
     """Each chunk with what `read` made of it, the next one being read meanwhile."""

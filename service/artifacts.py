@@ -7,7 +7,8 @@
   checkpoints/      as Ray Train keeps them, and initial/: how the adapter began
   tensorboard/      training curves
   adapter/          PEFT
-  merged/           transformers checkpoint
+  merged/           transformers checkpoint: the artifact `hf`
+  exports/<name>/   the other artifacts, each a folder that its runtime opens
   manifest.json     written last: its presence means complete
 """
 
@@ -30,11 +31,15 @@ BASE_LINES = f"{EVALUATION}/base.jsonl"
 TUNED_LINES = f"{EVALUATION}/tuned.jsonl"
 MERGED_LINES = f"{EVALUATION}/merged.jsonl"
 MODEL_LINES = f"{EVALUATION}/model.jsonl"
+GUARD_BASE_LINES = f"{EVALUATION}/guard_base.jsonl"
+GUARD_TUNED_LINES = f"{EVALUATION}/guard_tuned.jsonl"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 ADAPTER = "adapter"
 MERGED = "merged"
 EXPORTS = "exports"
+REFUSED = "REFUSED.txt"
+"""In the folder of an export that did not pass its proof: why."""
 MANIFEST = "manifest.json"
 
 DATASET = f"{DATA}/dataset"
@@ -85,7 +90,7 @@ class RunManifest(BaseModel):
     """Word error rate per artifact, after Whisper's normaliser, as a fraction."""
     promoted: bool | None
     refused: dict[str, str] = {}
-    """Artifacts that are not to be used, each with its reason."""
+    """Artifacts that did not pass their proof, each with the reason."""
     files: list[FileRecord]
 
 
@@ -114,6 +119,11 @@ class VerifyReport(BaseModel):
     files: int
     size_bytes: int
     problems: list[str]
+
+
+def folder_of(artifact: str) -> str:
+    """Where an artifact of a run lies, below its root."""
+    return {"hf": MERGED, ADAPTER: ADAPTER}.get(artifact, f"{EXPORTS}/{artifact}")
 
 
 def file_records(root: Files) -> list[FileRecord]:

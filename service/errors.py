@@ -166,6 +166,12 @@ class NotFinishedError(WhisperJobsError):
     exit_code = 6
 
 
+class RefusedError(WhisperJobsError):
+    """An export did not pass its proof; everything else was delivered."""
+
+    exit_code = 17
+
+
 class InfeasibleError(WhisperJobsError):
     """The machine or cluster cannot hold the job."""
 

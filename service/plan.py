@@ -85,7 +85,12 @@ def make_plan(spec: JobSpec) -> Plan:
     if spec.kind == "evaluate":
         rows = {"csv": count_rows(spec.evaluation.csv)}
         return Plan(spec.kind, spec.job_id, spec.root, rows, notes=_unknown_rows(rows))
+    if spec.kind == "export":
+        rows = {"csv": count_rows(spec.evaluation.csv)}
+        return Plan(spec.kind, spec.job_id, spec.root, rows, notes=_unknown_rows(rows) if spec.evaluation.csv else [])
     rows = {"train": count_rows(spec.training.train_csv), "val": count_rows(spec.training.val_csv)}
+    if spec.guard.csv:
+        rows["guard"] = count_rows(spec.guard.csv)
     schedule = make_schedule(spec, rows["train"]) if rows["train"] else None
     notes = _unknown_rows(rows) + _notes(spec, rows["train"], schedule)
     dims = _known_dims(spec.training.base_model)

@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.audio import SAMPLE_RATE_HZ
-from jobs.merge import merge
+from jobs.merge import Source, merge
 from jobs.prepare import prepare, split_file
 from jobs.train.loop import TrainTask, train
 from jobs.train.session import LocalSession
@@ -100,6 +100,7 @@ def job(
     }
     content: dict[str, Any] = {"training": settings | training, "evaluation": {"max_new_tokens": 6, "bootstrap": 10}}
     content["engine"] = {"report_to": []}
+    content["export"] = {"formats": []}
     for name, values in (sections or {}).items():
         content[name] = content.get(name, {}) | values
     return JobSpec.model_validate(content)
@@ -149,7 +150,13 @@ class Run:
 
     def merge(self) -> dict[str, Any]:
         """The merge stage on it."""
-        return merge(self.spec, self.spec.root, f"{self.spec.root}/{split_file('val')}")
+        return merge_of(self.spec)
+
+
+def merge_of(spec: JobSpec, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """The merge stage on a trained adapter."""
+    source = Source(spec.training.base_model, Path(spec.root) / "adapter")
+    return merge(spec, spec.root, source, f"{spec.root}/{split_file('val')}", progress)
 
 
 @dataclass(frozen=True)

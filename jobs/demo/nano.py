@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from jobs.demo.compact import END_OF_TEXT_ID, START_ID, NanoConfig, expand, kept_token_ids
 from jobs.demo.tokenizer import ASSETS, build_tokenizer, special_tokens
+from jobs.export.processor_files import save_processor
 
 WEIGHTS = ASSETS / "nano_whisper.safetensors"
 CONFIG = ASSETS / "nano_whisper.json"
@@ -80,21 +81,7 @@ def suppressed_ids(tokenizer: WhisperTokenizer) -> list[int]:
 
 def write_processor(directory: Path, tokenizer: WhisperTokenizer) -> None:
     """Write tokenizer and feature extractor, in the files of transformers 5 and those that older tools read."""
-    tokenizer.save_pretrained(directory)
-    tokenizer.save_vocabulary(str(directory))
-    added = {token: index for token, index in tokenizer.get_added_vocab().items() if index > END_OF_TEXT_ID}
-    end = special_tokens()[0]
-    legacy = {
-        "added_tokens.json": dict(sorted(added.items(), key=lambda item: item[1])),
-        "special_tokens_map.json": {
-            **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), end),
-            "additional_special_tokens": special_tokens()[1:],
-        },
-    }
-    for name, content in legacy.items():
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (directory / name).write_text(text, encoding="utf-8")
-    WhisperFeatureExtractor(feature_size=80).save_pretrained(directory)
+    save_processor(tokenizer, WhisperFeatureExtractor(feature_size=80), directory)
 
 
 if __name__ == "__main__":

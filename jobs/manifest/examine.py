@@ -44,10 +44,10 @@ class Limits:
     decode: bool
 
     @classmethod
-    def of(cls, data: DataConfig, *, decode: bool | None = None) -> Limits:
-        """The limits that a spec sets."""
+    def of(cls, data: DataConfig, *, decode: bool | None = None, max_s: float = MAX_DURATION_S) -> Limits:
+        """The limits that a spec sets, and the longest clip that is heard whole (`math.inf`: of any length)."""
         full = data.check == "decode" if decode is None else decode
-        return cls(data.min_duration_s, MAX_DURATION_S, data.silence_dbfs, data.clipped_share, full)
+        return cls(data.min_duration_s, max_s, data.silence_dbfs, data.clipped_share, full)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from jobs.tokens import Prompter
 
 
-def text_faults(row: Row, prompter: Prompter | None) -> list[Reject]:
+def text_faults(row: Row, prompter: Prompter | None, *, any_length: bool = False) -> list[Reject]:
     """Everything that is wrong with a row's text and language.
 
     Args:
         row: with the text that is trained on.
         prompter: the checkpoint's; None: languages are judged by Whisper's table, and tokens are not counted.
+        any_length: whether it may be longer than the decoder holds at once.
     """
     faults = []
     if row.no_speech and row.text:
@@ -35,15 +36,15 @@ def text_faults(row: Row, prompter: Prompter | None) -> list[Reject]:
             hint = "" if prompter.multilingual else "; an English-only (.en) checkpoint takes en alone"
             faults.append(Reject("language", f"language {row.language!r} is unknown to the model{hint}"))
     elif prompter and row.text and not faults:
-        faults += _token_faults(row, prompter)
+        faults += _token_faults(row, prompter, any_length=any_length)
     return faults
 
 
-def _token_faults(row: Row, prompter: Prompter) -> list[Reject]:
+def _token_faults(row: Row, prompter: Prompter, *, any_length: bool) -> list[Reject]:
     if control := prompter.control_token(row.text):
         return [Reject("control-token", f"text holds {control}, which the model takes for a command; take it out")]
     tokens = prompter.count(row)
-    if tokens > prompter.max_tokens:
+    if tokens > prompter.max_tokens and not any_length:
         text = f"text is {tokens} tokens long; the decoder takes {prompter.max_tokens}"
         return [Reject("too-many-tokens", text)]
     return []

@@ -1,4 +1,4 @@
-"""`run` and `evaluate`: a job on this machine, through the same program that a cluster runs."""
+"""`run`, `evaluate` and `export`: a job on this machine, through the same program that a cluster runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from service.artifacts import SPEC
 from service.cli.options import SpecCommand, SpecInput, is_debug, output_options, spec_options
 from service.cli.output import print_json, print_plan, spec_as_yaml, warn
+from service.spec.export import HF
 from service.spec.flags import Override
 from service.spec.job import JobSpec
 from service.spec.load import LoadedSpec
@@ -42,6 +43,48 @@ def evaluate(spec_input: SpecInput, model: str, csv: str, dry_run: bool, overwri
         Override("evaluation.model", model, "MODEL"),
         Override("evaluation.csv", csv, "CSV"),
         unless_set=_language_of_run(model),
+    )
+    return _start(loaded, dry_run=dry_run, overwrite=overwrite, output=output)
+
+
+@click.command(cls=SpecCommand)
+@click.argument("source")
+@click.option("--base", help="Base model of an adapter, where it is not the one that its configuration names.")
+@click.option(
+    "--formats", multiple=True, metavar="NAME ...", help="Formats, e.g. ggml-q8_0 ctranslate2-int8 openai. Default: hf."
+)
+@click.option("--csv", help="Held-out clips for the proof. Default: those that a run was scored on.")
+@click.option("--out", help="Where the result goes: a folder or URI. Default: a folder under ./runs.")
+@spec_options
+@click.option("--dry-run", is_flag=True, help="Print the resolved spec and the plan; start nothing.")
+@click.option("--overwrite", is_flag=True, help="Delete what an earlier export left under the same root.")
+@output_options
+def export(
+    spec_input: SpecInput,
+    source: str,
+    base: str | None,
+    formats: tuple[str, ...],
+    csv: str | None,
+    out: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    output: str,
+) -> int:
+    """Merge SOURCE, export it, and prove every export in its own runtime.
+
+    SOURCE is the root of a run, a PEFT adapter of whatever origin, or a checkpoint.
+    """
+    given = {
+        "export.base": (base, "--base"),
+        "export.formats": ([HF, *formats] if formats else None, "--formats"),
+        "evaluation.csv": (csv, "--csv"),
+        "training.outdir": (out, "--out"),
+    }
+    loaded = spec_input.load(
+        Override("kind", "export", "export"),
+        Override("export.source", source, "SOURCE"),
+        *(Override(path, value, label) for path, (value, label) in given.items() if value is not None),
+        unless_set=_language_of_run(source),
     )
     return _start(loaded, dry_run=dry_run, overwrite=overwrite, output=output)
 

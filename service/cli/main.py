@@ -18,6 +18,7 @@ COMMANDS = {
     "schema": "service.cli.specs",
     "run": "service.cli.jobs",
     "evaluate": "service.cli.jobs",
+    "export": "service.cli.jobs",
     "verify": "service.cli.runs",
     "artifacts": "service.cli.runs",
     "pull": "service.cli.runs",

@@ -17,6 +17,8 @@ Function = Callable[..., Any]
 
 SPEC_SUFFIXES = (".json", ".yaml", ".yml")
 _DEBUG = "whisper-jobs.debug"
+LISTS = ("--formats",)
+"""Options that take several words, beside those of the settings."""
 SWITCH_VALUES = {"true", "false", "yes", "no", "on", "off", "0", "1"}
 
 
@@ -129,7 +131,7 @@ class SpecCommand(click.Command):
 
 
 def _spread(args: list[str], *, give_back: bool = False) -> list[str]:
-    lists = {flag.option for flag in flags() if flag.setting.is_list}
+    lists = {flag.option for flag in flags() if flag.setting.is_list} | set(LISTS)
     switches = {name for flag in flags() if flag.negation for name in (flag.option, flag.negation)}
     spread: list[str] = []
     rest = list(args)

@@ -6,12 +6,15 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+from service.artifacts import ADAPTER, SPEC
 from service.spec import look
 from service.spec.findings import Finding, Findings
 from service.spec.job import JobSpec
 from service.spec.paths import STORES, is_uri
 from service.spec.settings import nearest
 from service.spec.whisper_dims import CONFIG, is_folder
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 COLUMNS = ("path", "text")
 """What every CSV must have."""
@@ -41,6 +44,14 @@ def _train_csvs(spec: JobSpec) -> Findings:
             "is the training set itself, on which every model looks good; give clips that are held out",
             held_out,
         )
+
+
+def _guard_csv(spec: JobSpec) -> Findings:
+    source, train = spec.guard.csv, spec.training.train_csv
+    yield from _csv("guard.csv", source)
+    if source and train and _same(source, train):
+        text = "is the training set itself, on which no loss shows; give clips of what is not trained"
+        yield Finding(("guard.csv", "training.train_csv"), text, source)
 
 
 def _scored_csv(spec: JobSpec) -> Findings:
@@ -106,13 +117,15 @@ def _root(spec: JobSpec) -> Findings:
         yield Finding((setting,), message, value)
     if setting != "training.outdir" or look.is_file(blocked):
         return
-    for name in ("train_csv", "val_csv", "base_model"):
-        source = getattr(spec.training, name)
+    for path in ("training.train_csv", "training.val_csv", "guard.csv", "training.base_model"):
+        section, name = path.split(".")
+        source = getattr(getattr(spec, section), name)
         if not source or is_uri(source) or (name == "base_model" and not is_folder(source)):
             continue
         if look.real(source).is_relative_to(look.real(folder)):
-            message = f"holds the {name}, which a run may overwrite; give a folder of its own"
-            yield Finding((setting, f"training.{name}"), message, value)
+            what = path.removeprefix("training.")
+            message = f"holds the {what}, which a run may overwrite; give a folder of its own"
+            yield Finding((setting, path), message, value)
             return
 
 
@@ -135,6 +148,26 @@ def _scored_path(spec: JobSpec) -> Findings:
         yield Finding(("evaluation.model",), f"{state}; give a hub id, a folder or the root of a run", model)
 
 
+def _exported_path(spec: JobSpec) -> Findings:
+    source = spec.export.source
+    if not source or is_uri(source) or not is_folder(source):
+        return
+    folder = Path(source)
+    if not look.is_dir(folder):
+        state = "is a file" if look.exists(source) else "does not exist"
+        yield Finding(
+            ("export.source",), f"{state}; give the root of a run, an adapter's folder or a checkpoint", source
+        )
+        return
+    kinds = (CONFIG, ADAPTER_CONFIG, f"{ADAPTER}/{ADAPTER_CONFIG}")
+    if not any(look.is_file(folder / name) for name in kinds):
+        kinds_text = f"no run ({kinds[2]}), no adapter ({kinds[1]}) and no checkpoint ({kinds[0]})"
+        yield Finding(("export.source",), f"is {kinds_text}; give one of them", source)
+    elif spec.evaluation.csv is None and not look.is_file(folder / SPEC):
+        text = "is missing: no export leaves without having been heard; give held-out clips (--csv)"
+        yield Finding(("evaluation.csv", "export.source"), text)
+
+
 def _same(one: str, other: str) -> bool:
     if is_uri(one) or is_uri(other):
         return one == other
@@ -142,7 +175,8 @@ def _same(one: str, other: str) -> bool:
 
 
 FILE_CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
-    "train": (_train_csvs, _root, _base_folder),
+    "train": (_train_csvs, _guard_csv, _root, _base_folder),
     "evaluate": (_scored_csv, _scored_path, _root),
+    "export": (_scored_csv, _exported_path, _root),
 }
 """The checks that look at files, by the kind of job."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from service.errors import SpecError
 from service.spec.base import Spec
+from service.spec.check_exports import export_findings, shape_findings
 from service.spec.check_files import FILE_CHECKS
 from service.spec.check_inits import init_findings
 from service.spec.check_modules import module_findings, rank_findings
@@ -48,6 +49,7 @@ def _required(spec: JobSpec) -> Findings:
             ("evaluation.model", "give the model to score: a hub id, a folder or the root of a run"),
             ("evaluation.csv", "give the CSV to score it on"),
         ],
+        "export": [("export.source", "give what to export: the root of a run, a PEFT adapter or a checkpoint")],
     }
     for path, way_out in wanted[spec.kind]:
         section, name = path.split(".")
@@ -128,6 +130,16 @@ def _dataset(spec: JobSpec) -> Findings:
             yield advice(f"data.{name}", "has no effect without data.dataset", value)
 
 
+def _guard(spec: JobSpec) -> Findings:
+    guard = spec.guard
+    if spec.kind != "train" and guard.csv is not None:
+        yield advice("guard.csv", f"has no effect with kind {spec.kind}: there is no tuned model to guard", guard.csv)
+    for name in ("max_wer_increase", "max_regressions"):
+        value = getattr(guard, name)
+        if guard.csv is None and value != type(guard).model_fields[name].default:
+            yield advice(f"guard.{name}", "has no effect without guard.csv", value)
+
+
 def _trackers(spec: JobSpec) -> Findings:
     for name in spec.engine.report_to:
         if name.lower() not in (*TRACKERS, "none"):
@@ -185,6 +197,7 @@ def require_model(spec: JobSpec, dims: WhisperDims) -> list[str]:
 def findings_on(spec: JobSpec, dims: WhisperDims) -> Findings:
     """The checks that need the model's dims."""
     yield from module_findings(spec.training, modules(dims), dims)
+    yield from shape_findings(spec.export, dims)
     if dims.english_only:
         yield from _english_only(spec)
     room = dims.max_target_positions - PROMPT_TOKENS
@@ -257,9 +270,12 @@ CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
         init_findings,
         _resources,
         _dataset,
+        _guard,
         _trackers,
+        export_findings,
         _advice_on_training,
     ),
-    "evaluate": (_required, _credentials, _precision, _resources, _scored_model),
+    "evaluate": (_required, _credentials, _precision, _resources, _scored_model, _guard),
+    "export": (_required, _credentials, _resources, export_findings, _guard),
 }
 """The checks that need nothing but the spec, by the kind of job."""

@@ -11,6 +11,8 @@ from pydantic import Field
 
 from service.spec.augment import AugmentConfig
 from service.spec.base import Spec
+from service.spec.export import ExportConfig
+from service.spec.guard import GuardConfig
 from service.spec.sections import DataConfig, EngineConfig, EvaluationConfig, ResourcesConfig, StorageConfig
 from service.spec.training import TrainingConfig
 
@@ -28,8 +30,9 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
 class JobSpec(Spec):
     """A job. All that it needs to run again as it stands, except addresses and credentials."""
 
-    kind: Literal["train", "evaluate"] = "train"
-    """What the job does: `train` fine-tunes, scores, merges and publishes; `evaluate` scores a model on a CSV."""
+    kind: Literal["train", "evaluate", "export"] = "train"
+    """What the job does: `train` fine-tunes, scores, merges, exports and publishes; `evaluate` scores a model on a CSV;
+    `export` merges and exports an adapter that is there already."""
 
     name: str | None = Field(
         default=None, pattern=r"^[a-z0-9]([a-z0-9._-]{0,38}[a-z0-9])?$", examples=["call-centre-nl"]
@@ -52,6 +55,12 @@ class JobSpec(Spec):
     evaluation: EvaluationConfig = EvaluationConfig()
     """How a model is scored."""
 
+    export: ExportConfig = ExportConfig()
+    """Formats for other runtimes, and the limits of their proof."""
+
+    guard: GuardConfig = GuardConfig()
+    """What the tuned model must still be able to do."""
+
     resources: ResourcesConfig = ResourcesConfig()
     """What the job asks of the cluster."""
 
@@ -63,9 +72,10 @@ class JobSpec(Spec):
         """The job's name, or one made from what it does."""
         if self.name:
             return self.name
-        model = self.evaluation.model if self.kind == "evaluate" else self.training.base_model
+        models = {"evaluate": self.evaluation.model, "export": self.export.source}
+        model = models.get(self.kind, self.training.base_model)
         stem = re.sub(r"[^a-z0-9.-]+", "-", (model or "model").rstrip("/").rsplit("/", 1)[-1].lower()).strip("-.")
-        method = "evaluate" if self.kind == "evaluate" else "dora" if self.training.use_dora else "lora"
+        method = self.kind if self.kind != "train" else "dora" if self.training.use_dora else "lora"
         return f"{stem[:30] or 'model'}-{method}"
 
     @property

@@ -8,10 +8,10 @@ from service.spec import look
 from service.spec.job import JobSpec
 from service.spec.whisper_dims import is_folder
 
-PATHS = ("training.train_csv", "training.val_csv", "training.outdir", "evaluation.csv", "storage.uri")
+PATHS = ("training.train_csv", "training.val_csv", "training.outdir", "evaluation.csv", "guard.csv", "storage.uri")
 """Settings that hold a path or URI."""
 
-MODELS = ("training.base_model", "evaluation.model", "data.dataset")
+MODELS = ("training.base_model", "evaluation.model", "data.dataset", "export.source", "export.base")
 """Settings that hold a hub id or a path."""
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from service import errors
 from service.cli.main import COMMANDS, Commands
+from service.spec.guard import GuardConfig
 from service.spec.load import load_spec
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,13 @@ def test_the_spec_in_the_readme_is_valid(tmp_path: Path) -> None:
     full = yaml.safe_load((ROOT / "configs/train_lora.yaml").read_text())["training"]
     shortened = yaml.safe_load(block[1])["training"]
     assert {key: full.get(key, False) for key in shortened} == shortened
+
+
+def test_the_guard_in_the_readme_has_the_limits_that_are_the_defaults() -> None:
+    block = re.search(r"```yaml\n(guard:.*?)```", README, re.DOTALL)
+    assert block
+    shown = yaml.safe_load(block[1])["guard"]
+    assert GuardConfig(csv=shown["csv"]) == GuardConfig(**shown)
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)

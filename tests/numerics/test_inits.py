@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from engine import batch_of, job, keeping, logits_of, prepared, run_engine, saved_adapter
+from engine import batch_of, job, keeping, logits_of, merge_of, prepared, run_engine, saved_adapter
 from gloo import train_in_processes
 from peft import PeftModel, get_peft_model, initialize_lora_eva_weights
 from peft.tuners.lora.config import CordaConfig
@@ -26,7 +26,6 @@ from jobs.adapter import ADAPTER_NAME, lora_config, lora_layers
 from jobs.batches import Batch, label_tokens
 from jobs.convert import save_published
 from jobs.init_data import InitClips, eva_directions, prepare_corda
-from jobs.merge import merge
 from jobs.train.checkpoint import adapter_state
 from jobs.train.loop import Trainer, train
 from jobs.train.session import LocalSession
@@ -162,7 +161,7 @@ def test_what_is_published_is_the_trained_model_on_the_untouched_base(run: Run) 
 
 
 def test_so_is_the_merged_checkpoint(run: Run) -> None:
-    result = merge(run.spec, run.spec.root, f"{run.spec.root}/data/val.arrow")
+    result = merge_of(run.spec)
     assert result["max_logit_difference_after_cast"] <= BOUND
     merged = base_model(run.root / "merged")
     assert difference(logits_of(merged, run.batch), run.trainer.ended) <= BOUND

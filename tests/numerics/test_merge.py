@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from transformers import WhisperForConditionalGeneration
 
 from jobs.adapter import attach, lora_layers
 from jobs.batches import Batch
-from jobs.merge import MAX_LOGIT_DIFFERENCE, max_difference, save_checkpoint
-from jobs.model import load_processor, load_whisper
+from jobs.export.checkpoint import Checkpoint
+from jobs.export.hf import write_hf
+from jobs.merge import MAX_LOGIT_DIFFERENCE, max_difference, require_same_weights
+from jobs.model import load_whisper
 from jobs.train.checkpoint import adapter_state, save_adapter
 from service.spec.training import TrainingConfig
 
@@ -57,13 +60,6 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).detach().abs().max())
 
 
-class NoProcessor:
-    """In the place of a processor, whose vocabulary takes longer to read and write than a tiny model does."""
-
-    def save_pretrained(self, folder: str) -> None:
-        """Nothing."""
-
-
 def check_forms(checkpoint: Path, batch: Batch, folder: Path, model: Any) -> None:
     """A trained model, its saved adapter on the untouched base, the merged model and its checkpoint are one."""
     expected = logits_of(model, batch)
@@ -77,7 +73,9 @@ def check_forms(checkpoint: Path, batch: Batch, folder: Path, model: Any) -> Non
     assert difference(logits_of(merged, batch), expected) <= MAX_LOGIT_DIFFERENCE
     assert merged.proj_out.weight is merged.model.decoder.embed_tokens.weight
 
-    save_checkpoint(merged, NoProcessor(), folder / "merged", None)
+    (folder / "merged").mkdir()
+    assert write_hf(str(checkpoint), folder / "adapter", folder / "merged") == {"tied": True, "dtype": "float32"}
+    require_same_weights(Checkpoint(folder / "merged"), merged, torch.float32)  # PEFT's own, to the last bit
     reloaded = base_model(folder / "merged")
     assert difference(logits_of(reloaded, batch), expected) <= MAX_LOGIT_DIFFERENCE
     assert reloaded.proj_out.weight is reloaded.model.decoder.embed_tokens.weight
@@ -129,9 +127,12 @@ def test_a_cast_costs_more_than_the_bound_and_is_measured_not_refused(
 ) -> None:
     model = adapted_model(tiny, False, {})
     expected = logits_of(model, batch)
-    merged = model.merge_and_unload(safe_merge=True)
-    save_checkpoint(merged.to(dtype), load_processor(str(tiny)), tmp_path, None)
-    whisper = load_whisper(str(tmp_path))
+    save_adapter(tmp_path / "adapter", model, adapter_state(model))
+    shutil.copytree(tiny, tmp_path / "base")
+    base_model(tiny).to(dtype).save_pretrained(tmp_path / "base")
+    (tmp_path / "merged").mkdir()
+    write_hf(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged")
+    whisper = load_whisper(str(tmp_path / "merged"))
     assert whisper.stored_dtype == dtype
     assert MAX_LOGIT_DIFFERENCE < difference(logits_of(whisper.model, batch), expected) < 1.0
 

@@ -146,7 +146,7 @@ def test_examples_of_settings_are_valid(folder):
         switch = setting.is_switch and setting.flag
         words = flag if switch else [*flag, value if setting.flag else f"{path}={value}"]
         (folder / "data").mkdir(exist_ok=True)
-        for name in ("train", "val", "test"):
+        for name in ("train", "val", "test", "guard"):
             (folder / "data" / f"{name}.csv").write_text("path,text\na.wav,hi\n")
         words += [word for pair in (DATA[:2], DATA[2:]) if pair[0] not in words for word in pair]
 
