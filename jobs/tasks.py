@@ -59,7 +59,8 @@ def prepare_data(spec: str, root: str, splits: dict[str, str], model: str, log: 
     storage = Storage(root)
     if job.data.dataset and not storage.is_local:
         folder = storage.fetch(DATASET)
-        splits = {name: str(folder / Path(source).name) for name, source in splits.items()}
+        made = {name for name, source in splits.items() if source.startswith(f"{DATASET}/")}
+        splits = {name: str(folder / Path(splits[name]).name) if name in made else splits[name] for name in splits}
     return prepare(job, root, splits, model, progress)
 
 

@@ -288,8 +288,8 @@ def at_random(share: float, seed: int, faults: tuple[str, ...] = FAULTS[:5]) -> 
     return choose
 
 
-def nth(number: int, fault: str, method: str, text: str = "") -> Choose:
-    """One fault, for the nth call (1, 2, ...) of a method whose path has a text in it."""
+def nth(number: int, fault: str, method: str, text: str = "", *, calls: int = 1) -> Choose:
+    """A fault for the nth call (1, 2, ...), and those that follow, of a method whose path has a text in it."""
     count, lock = 0, threading.Lock()
 
     def choose(request: Request) -> str | None:
@@ -297,7 +297,7 @@ def nth(number: int, fault: str, method: str, text: str = "") -> Choose:
         with lock:
             if request.method == method and text in request.path:
                 count += 1
-                return fault if count == number else None
+                return fault if number <= count < number + calls else None
             return None
 
     return choose

@@ -18,6 +18,9 @@ from service.storage.names import PRIVATE_PREFIX, below
 from service.storage.objects import Found
 
 VARIABLE = "WHISPER_JOBS_CACHE"
+ROOTS = "whisper-jobs-roots"
+"""All that is kept, and deleted, lies in this folder of the cache: it may hold other things."""
+
 KEPT_DAYS = 7
 """Copies of a root that no process has asked for meanwhile are deleted."""
 
@@ -42,7 +45,7 @@ class Cache:
     """
 
     def __init__(self, uri: str) -> None:
-        self._folder = cache_folder() / hashlib.sha256(uri.encode()).hexdigest()[:16]
+        self._folder = cache_folder() / ROOTS / hashlib.sha256(uri.encode()).hexdigest()[:16]
 
     def get(self, name: str, objects: Mapping[str, Found], fill: Callable[[Path], None]) -> Path:
         """A file or folder as it is in the store now.

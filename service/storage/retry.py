@@ -133,8 +133,8 @@ def code_of(error: BaseException) -> tuple[str, int | None]:
             code = str(response["Error"].get("Code", ""))
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return code, int(status if status is not None else code if code.isdigit() else 400)
-        status = getattr(one, "code", None) or getattr(one, "status", None)  # gcsfs, aiohttp
-        if str(status).isdigit():
+        status = getattr(one, "code", None)  # of gcsfs; aiohttp has one too, for an answer that it cannot read
+        if str(status).isdigit() and not type(one).__module__.startswith("aiohttp"):
             return str(status), int(str(status))
     return "", None
 

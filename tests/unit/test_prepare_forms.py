@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import soundfile
 from datasets import Dataset
 from engine import job, run_engine, tone, write_csv
 
+from jobs import tasks
 from jobs.batches import Loader
 from jobs.manifest.from_spec import build_from_dataset
 from jobs.model import load_prompter
-from jobs.prepare import prepare, split_file
+from jobs.prepare import fetch_rows, prepare, split_file
 from service.errors import ManifestError
+from service.storage import Storage
 
 COLUMNS = ("path", "text", "language", "start_s", "end_s", "segments", "no_speech")
 
@@ -146,3 +149,29 @@ def test_a_dataset_takes_the_place_of_the_manifests(nano: Path, tmp_path: Path) 
     result = prepare(spec, str(tmp_path / "root"), built["manifests"], str(nano))
     assert result["sentences_in_both"] == 0
     assert result["train"]["rows"] + result["val"]["rows"] == 30
+
+
+def test_a_dataset_for_a_remote_root_can_be_read_from_there(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setenv("WHISPER_JOBS_CACHE", str(tmp_path / "cache"))
+    for number in range(20):
+        soundfile.write(tmp_path / f"{number}.wav", tone(0.4, 200 + 90 * number), 16_000)
+    inside = [{"path": None, "bytes": (tmp_path / f"{number}.wav").read_bytes()} for number in range(20)]
+    outside = [str(tmp_path / f"{number}.wav") for number in range(20)]
+    for column, clips in (("audio", inside), ("path", outside)):
+        table = {column: clips, "sentence": [f"sentence {number}" for number in range(20)]}
+        datasets.Dataset.from_dict(table).save_to_disk(tmp_path / column)
+        root = f"memory://{tmp_path}/{column}"
+        spec = job(nano, tmp_path, tmp_path / "root", {"data": {"dataset": str(tmp_path / column), "val_ratio": 0.3}})
+        log = SimpleNamespace(emit=SimpleNamespace(remote=lambda event: None))
+        built = tasks.build_dataset(spec.to_json(), root, log)
+        assert built["manifests"] == {"train": "data/dataset/train.csv", "val": "data/dataset/val.csv"}
+        data = tasks.prepare_data(spec.to_json(), root, built["manifests"], str(nano), log)
+        assert data["train"]["rows"] + data["val"]["rows"] == 20
+        for split in ("train", "val"):
+            paths = [row["path"] for row in Dataset.from_file(fetch_rows(Storage(root), split))]
+            assert all(Path(path).is_file() for path in paths)
+            assert all(("cache" in path) == (column == "audio") for path in paths)
