@@ -45,13 +45,13 @@ def resolve_model(model: str, setting: str = "evaluation.model", base: str | Non
             "a checkpoint (config.json), a PEFT adapter (adapter_config.json) or the root of a finished run (adapter/)"
         )
         raise SpecError([Fault(setting, f"is not {kinds}", model)])
-    named = json.loads(found.read_bytes(inside + ADAPTER_CONFIG)).get("base_model_name_or_path")
-    if not (base or named):
-        raise SpecError([Fault(setting, "is an adapter that names no base model; give it (--base)", model)])
-    revision = None
-    if run and base is None and found.exists(MANIFEST) and (record := read_manifest(found).base):
-        revision = record.revision
-    return {"base": base or named, "revision": revision, "adapter": found.path(inside.rstrip("/")), "run": run}
+    named, revision = base, None
+    if named is None and run and found.exists(MANIFEST) and (record := read_manifest(found).base):
+        named, revision = record.name, record.revision
+    named = named or json.loads(found.read_bytes(inside + ADAPTER_CONFIG)).get("base_model_name_or_path")
+    if not named:
+        raise SpecError([Fault(setting, "is an adapter that names no base model; give it as export.base", model)])
+    return {"base": named, "revision": revision, "adapter": found.path(inside.rstrip("/")), "run": run}
 
 
 def adapter_folder(adapter: str) -> Path:
