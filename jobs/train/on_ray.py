@@ -33,7 +33,7 @@ from service.spec.job import JobSpec
 from service.storage import Storage
 
 if TYPE_CHECKING:
-    from jobs.pipeline import Job
+    from jobs.job import Job
 
 _POLL_S = 0.2
 

@@ -37,7 +37,7 @@ POINTS = {
     "before an export is published": ("jobs.export.ggml", "write_ggml", "after"),
     "in the proof of an export": ("jobs.export.artifact", "hear", "before"),
     "after a stage, before its result is kept": ("service.storage", "Storage.write_json", "before"),
-    "before metrics.json": ("jobs.pipeline", "publish", "before"),
+    "before metrics.json": ("jobs.job", "publish", "before"),
     "before manifest.json": ("service.artifacts", "file_records", "after"),
     "in the check of the data": ("jobs.prepare", "_settle", "before"),
 }

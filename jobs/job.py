@@ -1,0 +1,80 @@
+"""A job under way, and what jobs of every kind do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jobs import tasks
+from jobs.cluster import Events, Resources, run_tasks
+from jobs.publish import publish
+from jobs.recorder import Recorder
+from jobs.stages import Stages
+from jobs.stopping import StopSignals
+from service.artifacts import BaseModelRecord
+from service.spec.job import JobSpec
+from service.storage import Storage
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job under way: what its stages need.
+
+    Args:
+        spec: the job, with the GPUs that its workers really get.
+        root: where its artifacts go.
+        stages: runs its stages.
+        events: takes what happens.
+        recorder: keeps it.
+        resources: what each worker asks for.
+        signals: what the user asks for meanwhile.
+        await_resources: waits until the cluster has room for the workers (again).
+    """
+
+    spec: JobSpec
+    root: Storage
+    stages: Stages
+    events: Events
+    recorder: Recorder
+    resources: Resources
+    signals: StopSignals
+    await_resources: Callable[[], Resources]
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a task that computes as one worker does."""
+        return min(1.0, self.resources.gpus)
+
+    def run(self, function: Callable[..., Any], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Any:
+        """Run a function as a Ray task and return what it returns; see `jobs.cluster.run_tasks`."""
+        return run_tasks(function, [arguments], cpus=cpus, gpus=gpus, check=self.signals.check)[0]
+
+
+def describe(job: Job, what: str, model: str) -> BaseModelRecord:
+    """Which checkpoint a model is."""
+    found = job.stages.run("describe", f"hashing {what}", lambda: job.run(tasks.describe_model, model))
+    return BaseModelRecord.model_validate(found)
+
+
+def warn_of_data(job: Job, data: dict[str, Any]) -> None:
+    """Say what makes the figures to come look better or worse than they are."""
+    warnings = []
+    if both := data["sentences_in_both"]:
+        warnings.append(f"{both} sentences are in both train and validation data: the WER will look better than it is")
+    longest, room = data["val"]["longest_tokens"], job.spec.evaluation.max_new_tokens
+    if longest > room:
+        warnings.append(
+            f"the longest validation text has {longest} tokens, and evaluation.max_new_tokens cuts transcripts at "
+            f"{room}: what is cut counts as deleted words"
+        )
+    for text in warnings:
+        job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {text}"})
+
+
+def publish_job(job: Job, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord) -> None:
+    """The last step of a job: everything that it leaves, manifest.json last."""
+    job.events.flush()
+    job.recorder.copy()  # manifest.json has the hash of events.jsonl
+    job.signals.check_watched()
+    publish(job.spec, job.root, metrics, data, base)
