@@ -11,12 +11,16 @@ import click
 import pytest
 import yaml
 
+from jobs.export.table import HEADER
 from service import errors
 from service.cli.main import COMMANDS, Commands
+from service.spec.export import ARTIFACTS, FAMILIES, ExportConfig
 from service.spec.guard import GuardConfig
+from service.spec.job import JobSpec
 from service.spec.load import load_spec
 
 ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "configs/demo.yaml"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMAND_LINES = re.findall(r"^ {4}(whisper-jobs .+)$", README, re.MULTILINE)
 
@@ -65,6 +69,26 @@ def test_the_first_commands_are_make_demo_and_make_test() -> None:
     assert first == ["make demo", "make test"]
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"demo", "test"} <= set(targets)
+
+
+def test_the_block_of_exports_is_valid_and_shows_the_defaults() -> None:
+    block = re.search(r"```yaml\n(export:.*?)```", README, re.DOTALL)
+    assert block
+    shown = yaml.safe_load(block[1])["export"]
+    formats = ExportConfig(formats=shown.pop("formats")).formats
+    assert formats == JobSpec.model_validate(yaml.safe_load(DEMO.read_text())).export.formats
+    assert shown == {name: getattr(ExportConfig(), name) for name in shown}
+
+
+def test_the_tables_of_formats_name_them_all() -> None:
+    chapter = README.split("## Exports, each heard")[1].split("\n## ")[0]
+    for name, (family, precision) in ARTIFACTS.items():
+        assert f"`{name}`" in chapter or f"`-{precision}`" in chapter, name
+        assert f"`.[{FAMILIES[family].extra}]`" in chapter
+    generated = chapter.split("<!-- exports -->\n")[1].split("<!-- /exports -->")[0]
+    rows = [line.split("|")[1].strip() for line in generated.splitlines() if line.startswith("| ")][1:]
+    assert rows == JobSpec.model_validate(yaml.safe_load(DEMO.read_text())).export.formats
+    assert generated.startswith("| " + " | ".join(HEADER[:8]))
 
 
 def test_the_exit_codes_in_the_readme_are_those_of_the_errors() -> None:
