@@ -60,6 +60,18 @@ def test_the_base_model_fails_and_the_tuned_one_does_not(demo: Path) -> None:
     assert found["promoted"] is True
 
 
+def test_it_ends_with_every_format_proven_in_its_own_runtime(demo: Path) -> None:
+    found = metrics(demo)["artifacts"]
+    assert list(found) == ["hf", "ggml-f16", "ggml-q8_0", "ctranslate2-int8", "openai"]
+    for name, entry in found.items():
+        assert "refused" not in entry, name
+        assert entry["wer"] < 0.10, name
+        assert entry["identical"] >= 0.9, name
+        assert entry["wer_default"] < 0.15, name
+    card = (demo / "run/README.md").read_text()
+    assert all(f"| {name} | {entry['runtime']} |" in card for name, entry in found.items())
+
+
 def test_it_is_measured_on_enough_clips_that_training_has_not_seen(demo: Path) -> None:
     train, val = rows(demo / "manifest/train.csv"), rows(demo / "manifest/val.csv")
     assert len(train) >= 200
