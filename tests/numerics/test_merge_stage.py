@@ -12,7 +12,7 @@ import torch
 from engine import batch_of, fill_adapters, job, logits_of, merge_of, prepared, read_lines, run_engine, saved_adapter
 from peft import PeftModel
 from peft.tuners.lora import LoraModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
 from jobs.adapter import attach
@@ -143,6 +143,8 @@ def test_embeddings_that_came_apart_from_the_head_stay_so_in_the_checkpoint(
     fill_adapters(model, 0.01)
     model.peft_config["default"].ensure_weight_tying = False  # as a plain PEFT script would have left it
     save_adapter(tmp_path / "run/adapter", model, adapter_state(model))
+    file = tmp_path / "run/adapter/adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if "proj_out" not in name}, file)
     result = merge_stage(spec)
     assert result["tied"] is False
     assert result["max_logit_difference_after_cast"] <= MAX_LOGIT_DIFFERENCE
