@@ -3,10 +3,11 @@
     python tests/benchmarks/export_merge.py [--shape openai/whisper-medium] [--adapters lora dora] [--repeats 3]
         [--formats ggml-f16 ggml-q8_0 ctranslate2-int8 openai] [--work DIR] [--write]
 
-PEFT: from_pretrained, PeftModel.from_pretrained, merge_and_unload, save_pretrained. Ours: jobs.export.hf.write_hf, which
-writes the processor's files besides. Both in one go, in turn, each time in a process of its own that has its imports
-behind it; medians of the repeats. The files to be read are in the page cache, and nothing waits to be written to disk.
-Then the weights of both are compared, bit by bit, and the formats written from the merged checkpoint, for information.
+PEFT: from_pretrained, PeftModel.from_pretrained, merge_and_unload, save_pretrained. Ours: jobs.export.hf.write_hf, the
+processor's files included. Both in one go, in turn, each time in a process of its own that has its imports behind it;
+medians of the repeats. The files to be read are in the page cache, and nothing waits to be written to disk.
+Then the weights of both are compared, bit by bit, and each format is written from the merged checkpoint once. Where
+other work goes on, look at the CPU seconds; where the disk is slow, give a `--work` in memory, such as /dev/shm.
 
 Memory is RssAnon in /proc/<pid>/status, read every 2 ms: the anonymous pages, "Anonymous" in smaps_rollup, which only
 swap could take from the process. Private_Clean would count pages of mapped checkpoints too, which are the page cache's
@@ -65,9 +66,9 @@ from pathlib import Path
 {imports}
 print("imported", flush=True)
 sys.stdin.readline()
-started = time.perf_counter()
+began, computed = time.perf_counter(), time.process_time()
 {work}
-print(time.perf_counter() - started, flush=True)
+print(time.perf_counter() - began, time.process_time() - computed, flush=True)
 """
 
 PEFT = CHILD.format(
@@ -107,11 +108,13 @@ class Run:
 
     Attributes:
         seconds: from the end of its imports to the end of its work.
+        cpu_seconds: of all of its threads in that time; other work on the machine changes it less.
         imported: bytes of private memory after its imports.
         peak: bytes of private memory at its highest.
     """
 
     seconds: float
+    cpu_seconds: float
     imported: int
     peak: int
 
@@ -155,7 +158,8 @@ def measure(code: str, arguments: list[str], inputs: list[Path], out: Path) -> R
         time.sleep(SAMPLED_EVERY_S)
     assert child.returncode == 0, f"{arguments}: ended with {child.returncode}"
     with child:
-        return Run(float(child.stdout.read()), imported, peak)
+        seconds, cpu_seconds = map(float, child.stdout.read().split())
+        return Run(seconds, cpu_seconds, imported, peak)
 
 
 def warm(folders: list[Path]) -> None:
@@ -171,6 +175,7 @@ def median(runs: list[Run]) -> Run:
     """The median of each figure."""
     return Run(
         statistics.median(run.seconds for run in runs),
+        statistics.median(run.cpu_seconds for run in runs),
         round(statistics.median(run.imported for run in runs)),
         round(statistics.median(run.peak for run in runs)),
     )
@@ -249,11 +254,17 @@ def compare(name: str, base: Path, adapter: Path, place: Path, repeats: int) -> 
             "memory_over_imports": round(ours.over_imports / peft.over_imports, 4),
             "memory_with_imports": round(ours.peak / peft.peak, 4),
             "seconds": round(ours.seconds / peft.seconds, 3),
+            "cpu_seconds": round(ours.cpu_seconds / peft.cpu_seconds, 3),
         },
         "equality": {"weights": count, "equal_to_the_bit": count - len(unequal), "differing": unequal[:5]},
         "bytes": {side: figures(run) for side, run in medians.items()},
-        "seconds": {side: [round(run.seconds, 2) for run in of] for side, of in runs.items()},
+        "seconds": {side: seconds(of) for side, of in runs.items()},
     }
+
+
+def seconds(runs: list[Run]) -> dict[str, list[float]]:
+    """By the clock and of the processors, one of each run."""
+    return {"clock": [round(run.seconds, 2) for run in runs], "cpu": [round(run.cpu_seconds, 2) for run in runs]}
 
 
 def figures(run: Run) -> dict[str, int]:
@@ -264,7 +275,12 @@ def figures(run: Run) -> dict[str, int]:
 def show(name: str, run: Run) -> None:
     """Print a line of the table."""
     sizes = (run.imported, run.peak, run.over_imports)
-    print(f"{name:<18}" + "".join(f"{size / MIB:>14,.0f}" for size in sizes) + f"{run.seconds:>10.1f}", flush=True)
+    print(
+        f"{name:<18}"
+        + "".join(f"{size / MIB:>14,.0f}" for size in sizes)
+        + f"{run.seconds:>10.1f}{run.cpu_seconds:>13.1f}",
+        flush=True,
+    )
 
 
 def device() -> dict[str, Any]:
@@ -296,7 +312,8 @@ def main() -> None:
         ratios, equality = found["ratios"], found["equality"]
         print(
             f"{name}: ours takes {ratios['memory_over_imports']:.3f} of PEFT's memory (imports subtracted; "
-            f"{ratios['memory_with_imports']:.3f} with them) and {ratios['seconds']:.2f} of its time; "
+            f"{ratios['memory_with_imports']:.3f} with them), {ratios['seconds']:.2f} of its time and "
+            f"{ratios['cpu_seconds']:.2f} of its CPU time; "
             f"{equality['equal_to_the_bit']} of {equality['weights']} weights are equal to the bit"
         )
     if options.write:
@@ -310,7 +327,9 @@ def run(options: argparse.Namespace, place: Path) -> dict[str, Any]:
     """All measurements, as they are written to the results."""
     base = place / "base"
     write_base(options.shape, base)
-    print(f"{'MiB of memory':<18}{'after imports':>14}{'peak':>14}{'over imports':>14}{'seconds':>10}")
+    print(
+        f"{'MiB of memory':<18}{'after imports':>14}{'peak':>14}{'over imports':>14}{'seconds':>10}{'CPU seconds':>13}"
+    )
     merges = {}
     for name in options.adapters:
         write_random_adapter(base, name == "dora", place / name)
@@ -320,10 +339,10 @@ def run(options: argparse.Namespace, place: Path) -> dict[str, Any]:
     for name in options.formats:
         family, precision = ARTIFACTS[name]
         arguments = [str(place / "ours"), family, precision]
-        runs = [measure(FORMAT, arguments, [place / "ours"], place / "export") for _ in range(options.repeats)]
-        show(name, median(runs))
+        alone = measure(FORMAT, arguments, [place / "ours"], place / "export")
+        show(name, alone)
         size = sum(path.stat().st_size for path in (place / "export").iterdir())
-        exports[name] = figures(median(runs)) | {"size": size, "seconds": [round(run.seconds, 2) for run in runs]}
+        exports[name] = figures(alone) | {"size": size, "seconds": seconds([alone])}
     arguments = [a for a in sys.argv[1:] if a != "--write"]
     return {
         "command": shlex.join(["python", str(Path(__file__).relative_to(ROOT)), *arguments]),
