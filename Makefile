@@ -1,6 +1,7 @@
 # make demo    set up, then run the main job on this machine: speech in, a better Whisper out
 # make test    set up, then lint, type-check and test
 # make test-faults  set up, then kill, stop, starve and fill up jobs at every moment (half an hour)
+# make bench-export  memory and time of the merge beside PEFT's, at whisper-medium's size (10 GB of space; minutes)
 # make setup   only the environment
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -10,7 +11,7 @@ TORCH ?= "torch>=2.13,<2.14"
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-faults setup lint docs constraints clean
+.PHONY: demo test test-faults bench-export setup lint docs constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -25,6 +26,10 @@ test: lint
 
 test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest tests/faults
+
+# Where the disk is slow: make bench-export WORK=/dev/shm
+bench-export: $(VENV)/.test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/export_merge.py --write $(if $(WORK),--work $(WORK))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

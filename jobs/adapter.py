@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, LoraRuntimeConfig, PeftModel, get_peft_model
+from peft import LoraConfig, LoraRuntimeConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import TrainableTokensWrapper
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -103,6 +105,20 @@ def attach(
     return wrapped, adapted
 
 
+def require_mergeable(model: Any) -> None:
+    """Refuse adapters whose merge PEFT itself gets wrong.
+
+    Raises:
+        SpecError: an adapter changes the token embedding without the output head that is one matrix with it.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, TrainableTokensWrapper) or (
+            isinstance(module, BaseTunerLayer) and base_name(name).endswith(EMBEDDING.rsplit(".", 1)[-1])
+        ):
+            why = f"adapts {base_name(name)}, which is one matrix with the output head: merging changes the head too"
+            raise SpecError([Fault("adapter", f"{why}; train with modules_to_save in its place")])
+
+
 def load_adapter(model: Any, folder: Path) -> Any:
     """Put a saved adapter on its untouched base, for inference.
 
@@ -113,7 +129,10 @@ def load_adapter(model: Any, folder: Path) -> Any:
         with warnings.catch_warnings():
             # PEFT would leave what the file lacks as it was initialised.
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, str(folder)).eval()
+            config = PeftConfig.from_pretrained(str(folder))
+            config.task_type = None  # SEQ_2_SEQ_LM would have PEFT pass on `input_ids`, which Whisper has not
+            config.inference_mode = True
+            return PeftModel.from_pretrained(model, str(folder), config=config).eval()
     except (ValueError, RuntimeError, OSError, SafetensorError, UserWarning) as error:
         reason = str(error).strip().split("\n", 1)[0][:200]
         raise SpecError([Fault(str(folder), f"is no adapter for this base model ({reason})")]) from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jobs.export.table import export_markdown
 from jobs.guard.words import card_lines
@@ -79,7 +79,7 @@ def card_metadata(
         # A local folder is no model on the hub, and the hub would refuse the card.
         base_model=None if base.revision is None else base.name,
         base_model_relation=None if base.revision is None else relation,
-        license="apache-2.0" if base.name.startswith("openai/whisper-") else None,
+        license=_licence(base),
         pipeline_tag="automatic-speech-recognition",
         tags=["whisper", *tags, "whisper-jobs"],
         metrics=["wer", "cer"],
@@ -87,6 +87,21 @@ def card_metadata(
         eval_results=results,
     )
     return str(metadata.to_yaml())
+
+
+MIT = ("openai/whisper-large-v3-turbo",)
+"""Checkpoints of OpenAI's under another licence than Apache 2.0, by their cards."""
+
+
+def _licence(base: BaseModelRecord) -> str | None:
+    """The base's licence: of OpenAI's checkpoints as their cards have it, of a local folder as its own card says."""
+    if base.name.startswith("openai/whisper-"):
+        return "mit" if base.name in MIT else "apache-2.0"
+    card = Path(base.name) / "README.md"
+    if base.revision is None and card.is_file():
+        found = ModelCard.load(card).data.license
+        return str(found) if found else None
+    return None
 
 
 def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord, folder: str) -> str:

@@ -12,7 +12,7 @@ from service.spec.job import JobSpec
 from service.storage import Storage, sha256_of
 
 INPUTS = f"{STAGES}/inputs.json"
-WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHTS = ("*.safetensors", "*.bin", "adapter_config.json")
 
 
 def require_same_inputs(spec: JobSpec, root: Storage) -> None:
@@ -44,8 +44,7 @@ def _input_files(spec: JobSpec) -> Iterator[Path]:
     for source in sources:
         if source and Path(source).is_file():
             yield Path(source)
-    folder = Path(model or "")
-    if model and folder.is_dir():
+    for folder in (Path(name) for name in (model, spec.export.base) if name and Path(name).is_dir()):
         for weights in (folder, folder / ADAPTER):
             for pattern in WEIGHTS:
                 yield from sorted(weights.glob(pattern))

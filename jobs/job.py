@@ -51,9 +51,9 @@ class Job:
         return run_tasks(function, [arguments], cpus=cpus, gpus=gpus, check=self.signals.check)[0]
 
 
-def describe(job: Job, what: str, model: str) -> BaseModelRecord:
+def describe(job: Job, what: str, model: str, revision: str | None = None) -> BaseModelRecord:
     """Which checkpoint a model is."""
-    found = job.stages.run("describe", f"hashing {what}", lambda: job.run(tasks.describe_model, model))
+    found = job.stages.run("describe", f"hashing {what}", lambda: job.run(tasks.describe_model, model, revision))
     return BaseModelRecord.model_validate(found)
 
 

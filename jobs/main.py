@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
     if refused := refused_artifacts(metrics):
         raise RefusedError(
             f"{len(refused)} of the exports did not pass: {', '.join(refused)}. {Storage(loaded.spec.root).path()} "
-            "holds everything; metrics.json and the REFUSED.txt of each say why"
+            "holds everything; metrics.json and the REFUSED.txt of each say why. `whisper-jobs export` makes them anew"
         )
     return EXIT_DONE
 

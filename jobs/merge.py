@@ -12,12 +12,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from jobs.adapter import load_adapter
+from jobs.adapter import load_adapter, require_mergeable
 from jobs.batches import Batch, Loader
 from jobs.device import autocast, device_of, set_threads
 from jobs.evaluate import from_lines, to_lines
 from jobs.export.checkpoint import Checkpoint
 from jobs.export.hf import write_hf
+from jobs.export.limits import why_refused
 from jobs.export.weights import HEAD
 from jobs.failures import inputs_that_were_there
 from jobs.model import Whisper, load_whisper
@@ -79,12 +80,15 @@ def merge(
         whisper = load_whisper(source.base, source.revision)
     batch = _compared_batch(whisper, rows)
     adapted = load_adapter(whisper.model, source.adapter) if source.adapter else whisper.model
+    require_mergeable(adapted)
     logits_BTV = _logits(adapted.to(device), batch)
     result: dict[str, Any] = {}
     if not storage.exists(TUNED_LINES):
         tuned = _transcribed(spec, whisper, adapted, rows, progress)
         storage.write_text(TUNED_LINES, to_lines(tuned))
-        result["model"] = summarise(tuned, bootstrap=spec.evaluation.bootstrap)
+    if spec.kind == "export":  # a train job has scored it before
+        lines = from_lines(storage.read_bytes(TUNED_LINES).decode())
+        result["model"] = summarise(lines, bootstrap=spec.evaluation.bootstrap)
     # On the CPU, as the files are merged: the two are compared bit by bit.
     adapted.to("cpu")
     merged = adapted.merge_and_unload(safe_merge=True) if source.adapter else adapted
@@ -201,15 +205,24 @@ def _prove(spec: JobSpec, storage: Storage, saved: Whisper, rows: Any, progress:
     started = time.monotonic()
     utterances = _transcribed(spec, saved, saved.model, rows, progress, chosen)
     seconds = time.monotonic() - started
-    storage.write_text(MERGED_LINES, to_lines(utterances))
-    tuned = from_lines(storage.read_bytes(TUNED_LINES).decode())
-    same = sum(tuned[row].hypothesis == one.hypothesis for row, one in zip(chosen, utterances, strict=True))
+    everything = from_lines(storage.read_bytes(TUNED_LINES).decode())
+    tuned = [everything[row] for row in chosen]
+    same = sum(one.hypothesis == other.hypothesis for one, other in zip(tuned, utterances, strict=True))
     summary = summarise(utterances, bootstrap=0)
-    return {
+    if spec.evaluation.num_beams > 1:  # the exports are compared greedily
+        greedy = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"num_beams": 1})})
+        utterances = _transcribed(greedy, saved, saved.model, rows, progress, chosen)
+    storage.write_text(MERGED_LINES, to_lines(utterances))
+    figures: dict[str, Any] = {
         "wer": summary["wer"],
+        "wer_compared": summarise(tuned, bootstrap=0)["wer"],
         "cer": summary["cer"],
         "utterances": len(utterances),
         "identical": same / len(utterances),
+    }
+    if reason := why_refused(figures, spec.export, "the adapter"):
+        figures["refused"] = reason
+    return figures | {
         "rtf": seconds / max(1e-9, sum(u.duration_s for u in utterances)),
         "size_bytes": sum(size for name, size in storage.files() if name.startswith(f"{MERGED}/")),
     }

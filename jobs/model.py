@@ -86,9 +86,17 @@ def load_prompter(name: str) -> Prompter:
     """
     with reading(name):
         config = WhisperConfig.from_pretrained(name)
-        generation = GenerationConfig.from_pretrained(name)
+        generation = load_generation(name)
         tokenizer = WhisperProcessor.from_pretrained(name).tokenizer
     return Prompter(tokenizer, multilingual=is_multilingual(generation, config), max_tokens=config.max_target_positions)
+
+
+def load_generation(name: str, revision: str | None = None) -> Any:
+    """A checkpoint's generation config; one that is older than those has its settings in config.json."""
+    try:
+        return GenerationConfig.from_pretrained(name, revision=revision)
+    except OSError:
+        return GenerationConfig.from_model_config(WhisperConfig.from_pretrained(name, revision=revision))
 
 
 def load_dims(name: str) -> WhisperDims:
@@ -127,9 +135,9 @@ def load_whisper(name: str, revision: str | None = None, *, attention: str = "sd
     return Whisper(name, model.float().eval(), processor, stored)
 
 
-def describe_base(name: str) -> BaseModelRecord:
+def describe_base(name: str, revision: str | None = None) -> BaseModelRecord:
     """Which checkpoint this is: the hub's commit, and the SHA-256 of each weight file (the hub shows the same ones)."""
-    files = weight_files(name)
+    files = weight_files(name, revision)
     # The hub's cache keeps files under their commit.
     revision = None if Path(name).is_dir() or not files else files[0].parent.name
     return BaseModelRecord(name=name, revision=revision, weights_sha256={file.name: sha256_of(file) for file in files})

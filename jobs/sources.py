@@ -32,12 +32,12 @@ def resolve_model(model: str, setting: str = "evaluation.model", base: str | Non
         SpecError: a folder that is none of the three.
     """
     if not is_uri(model) and not Path(model).is_dir():
-        return {"base": model, "revision": None, "adapter": None, "run": None}
+        return _checkpoint(model, setting, base)
     found = Storage(model)
     if found.exists(CHECKPOINT_CONFIG):
         if is_uri(model):
             raise SpecError([Fault(setting, "is a checkpoint in object storage; pull it into a folder first", model)])
-        return {"base": model, "revision": None, "adapter": None, "run": None}
+        return _checkpoint(model, setting, base)
     run = model if found.exists(SPEC) else None
     inside = f"{ADAPTER}/" if run else ""
     if not found.exists(inside + ADAPTER_CONFIG):
@@ -52,6 +52,13 @@ def resolve_model(model: str, setting: str = "evaluation.model", base: str | Non
     if not named:
         raise SpecError([Fault(setting, "is an adapter that names no base model; give it as export.base", model)])
     return {"base": named, "revision": revision, "adapter": found.path(inside.rstrip("/")), "run": run}
+
+
+def _checkpoint(model: str, setting: str, base: str | None) -> dict[str, Any]:
+    if base is not None:
+        way_out = "is no adapter on this machine, but a base was given for one; give the adapter's folder, or no base"
+        raise SpecError([Fault(setting, way_out, model)])
+    return {"base": model, "revision": None, "adapter": None, "run": None}
 
 
 def adapter_folder(adapter: str) -> Path:

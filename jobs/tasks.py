@@ -64,11 +64,11 @@ def prepare_data(spec: str, root: str, splits: dict[str, str], model: str, log: 
     return prepare(job, root, splits, model, progress)
 
 
-def describe_model(model: str) -> dict[str, Any]:
+def describe_model(model: str, revision: str | None = None) -> dict[str, Any]:
     """See `jobs.model.describe_base`."""
     from jobs.model import describe_base
 
-    return describe_base(model).model_dump()
+    return describe_base(model, revision).model_dump()
 
 
 def check_exports(formats: list[str]) -> None:
@@ -104,7 +104,10 @@ def merge_source(spec: str, root: str, source: dict[str, Any], log: Any) -> dict
     opened = open_source(source)
     if opened.adapter:
         with storage.new_folder(ADAPTER) as folder:
-            shutil.copytree(opened.adapter, folder, dirs_exist_ok=True)
+            # These alone: a trainer leaves optimizer states beside them, and pickles with tokens of the hub.
+            for path in opened.adapter.glob("adapter_*"):
+                if path.suffix in (".json", ".safetensors", ".bin"):
+                    shutil.copy(path, folder / path.name)
     return merge(job, root, opened, _val(storage), _transcribed(log, "merged"))
 
 

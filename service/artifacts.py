@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -38,6 +39,9 @@ TENSORBOARD = "tensorboard"
 ADAPTER = "adapter"
 MERGED = "merged"
 EXPORTS = "exports"
+PULLED = ".wj-pulled.json"
+"""Beside the manifest of a run of which a part was pulled: the files that were left out."""
+
 REFUSED = "REFUSED.txt"
 """In the folder of an export that did not pass its proof: why."""
 MANIFEST = "manifest.json"
@@ -165,7 +169,9 @@ def verify(root: Files) -> VerifyReport:
     manifest = read_manifest(root)
     present = {name: size for name, size in root.files() if not name.startswith(UNLISTED)}
     problems = []
-    for record in manifest.files:
+    left_out = set(json.loads(root.read_bytes(PULLED))) if root.exists(PULLED) else set()
+    expected = [record for record in manifest.files if record.path in present or record.path not in left_out]
+    for record in expected:
         size = present.pop(record.path, None)
         if size is None:
             problems.append(f"{record.path}: missing")
@@ -176,7 +182,7 @@ def verify(root: Files) -> VerifyReport:
     problems += [f"{name}: not in {MANIFEST}" for name in present]
     return VerifyReport(
         root=root.uri,
-        files=len(manifest.files),
-        size_bytes=sum(record.size_bytes for record in manifest.files),
+        files=len(expected),
+        size_bytes=sum(record.size_bytes for record in expected),
         problems=problems,
     )

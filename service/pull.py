@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel
 
-from service.artifacts import ADAPTER, CARD, EXPORTS, MANIFEST, MERGED, METRICS, SPEC, FileRecord, RunManifest
+from service.artifacts import ADAPTER, CARD, EXPORTS, MANIFEST, MERGED, METRICS, PULLED, SPEC, FileRecord, RunManifest
 from service.errors import Fault, InputError, NotFoundError, VerificationError
 from service.storage import Progress, Storage, sha256_of
 from service.storage.transfer import Meter, download, in_parallel
@@ -120,6 +120,8 @@ def pull(
         return True
 
     downloaded = sum(in_parallel(get, records))
+    brought = {record.path for record in records}
+    Storage(str(target)).write_json(PULLED, [one.path for one in manifest.files if one.path not in brought])
     Storage(str(target)).write_bytes(MANIFEST, source.read_bytes(MANIFEST))
     return PullReport(
         root=source.uri,

@@ -11,12 +11,15 @@ from datasets import Dataset
 
 from jobs.evaluate import from_lines
 from jobs.export.checkpoint import Checkpoint, UnsupportedError
-from jobs.export.proof import COMPARABLE, DEFAULT, RuntimeFailedError, listen, proven, why_refused
+from jobs.export.limits import why_refused
+from jobs.export.proof import COMPARABLE, DEFAULT, RuntimeFailedError, listen, proven
 from jobs.export.runtimes import Decoding
+from jobs.failures import first_line
 from jobs.merge import proof_rows
 from jobs.model import is_multilingual
 from jobs.score import Scorer
 from service.artifacts import MERGED, MERGED_LINES, REFUSED, folder_of
+from service.errors import WhisperJobsError
 from service.spec.export import ARTIFACTS, FAMILIES, HF
 from service.spec.job import JobSpec
 from service.storage import Storage
@@ -55,10 +58,16 @@ def export_artifact(
         try:
             with storage.new_folder(folder_of(name)) as folder:
                 write(merged, folder, precision)
-        except UnsupportedError as error:
-            entry["refused"] = f"the format cannot hold this model: {error}"
+        except Exception as error:  # see below
+            if isinstance(error, UnsupportedError):
+                entry["refused"] = f"the format cannot hold this model: {error}"
+            elif isinstance(error, OSError | MemoryError | WhisperJobsError):
+                raise  # of this machine, not of the artifact
+            else:  # whatever a converter raises: the other formats are delivered all the same
+                entry["refused"] = f"it could not be written: {type(error).__name__}: {first_line(error)}"
             storage.write_text(f"{folder_of(name)}/{REFUSED}", entry["refused"] + "\n")
             return entry
+    storage.remove(f"{folder_of(name)}/{REFUSED}")  # of a run that was cut off
     try:
         entry |= hear(spec, storage, name, storage.fetch(folder_of(name)), merged, val, progress)
     except RuntimeFailedError as error:

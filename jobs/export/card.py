@@ -43,15 +43,23 @@ def export_card(metrics: dict[str, Any], base: BaseModelRecord) -> str:
     """README.md of a job that only exports."""
     model, merge = metrics["model"], metrics["merge"]
     languages = sorted(model["languages"])
-    folders = [f"- `{folder_of(name)}/`" for name in ("adapter", *metrics["artifacts"])]
+    adapted = metrics["source"]["adapter"]
+    folders = [f"- `{folder_of(name)}/`" for name in (*(["adapter"] if adapted else []), *metrics["artifacts"])]
     lines = [
         f"---\n{card_metadata(metrics['job_id'], base, languages, 'transformers', 'finetune')}\n---",
         "",
         f"# {metrics['job_id']}",
         "",
-        f"`{_shown(base)}` with an adapter: WER {model['wer']:.2%}, CER {model['cer']:.2%} on {model['utterances']}",
-        "clips, greedy, after Whisper's own text normaliser. Merged in float32: logits within",
-        f"{merge['max_logit_difference']:.0e} of the adapter's, and weights equal to PEFT's own merge to the last bit.",
+        f"`{_shown(base)}`{' with an adapter' if adapted else ''}: WER {model['wer']:.2%}, CER {model['cer']:.2%} on",
+        f"{model['utterances']} clips, after Whisper's own text normaliser.",
+        *(
+            [
+                f"Merged in float32: logits within {merge['max_logit_difference']:.0e} of the adapter's, and weights",
+                "equal to PEFT's own merge to the last bit.",
+            ]
+            if adapted
+            else []
+        ),
         "",
         export_markdown(metrics["artifacts"]),
         *folders,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from ctranslate2.converters import TransformersConverter
+from ctranslate2.specs.model_spec import PyTorchVariable
 from transformers import WhisperForConditionalGeneration
 
 from jobs.export.checkpoint import Checkpoint
@@ -35,6 +36,11 @@ class _Converter(TransformersConverter):
         super().__init__(str(checkpoint.folder), copy_files=list(BESIDE))
         self._checkpoint = checkpoint
 
+    def _load(self) -> Any:
+        spec = super()._load()
+        spec._visit(_protect)
+        return spec
+
     def load_model(self, *_: Any, **__: Any) -> Any:
         checkpoint = self._checkpoint
         with torch.device("meta"):
@@ -48,3 +54,17 @@ class _Converter(TransformersConverter):
             model.proj_out.weight = model.model.decoder.embed_tokens.weight
         model.generation_config = checkpoint.generation
         return model
+
+
+class _Mapped(PyTorchVariable):
+    """A weight in the checkpoint's file, of which CTranslate2 gets a copy: it quantises in place, and so would copy the
+    file's pages into memory one by one until all of them are there, changed for every later reader of the checkpoint.
+    """
+
+    def numpy(self) -> Any:
+        return super().numpy().copy()
+
+
+def _protect(spec: Any, name: str, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        setattr(spec, name.rsplit("/", 1)[-1], _Mapped(value))

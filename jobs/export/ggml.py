@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -34,6 +34,9 @@ FLOAT32 = (
     "decoder.positional_embedding",
 )
 """Of two dimensions, but kept in float32 beside everything of one dimension."""
+
+ROWS = 1024
+"""How many rows of a matrix are converted at a time."""
 
 
 def write_ggml(checkpoint: Checkpoint, folder: Path, precision: str) -> Path:
@@ -77,17 +80,18 @@ def write_ggml(checkpoint: Checkpoint, folder: Path, precision: str) -> Path:
 
 
 def _write_tensor(out: BinaryIO, name: str, tensor: Tensor, kind: GGMLQuantizationType) -> None:
-    values: np.ndarray[Any, Any] = tensor.float().numpy()
     if name in FLOAT32[:2]:
-        values = values.reshape(-1, 1)
-    if values.ndim == 1 or name in FLOAT32:
+        tensor = tensor.reshape(-1, 1)
+    if tensor.ndim == 1 or name in FLOAT32:
         stored = GGMLQuantizationType.F32
-    elif values.ndim == 2:
+    elif tensor.ndim == 2:
         stored = kind
     else:  # the convolutions
         stored = GGMLQuantizationType.F16
     encoded = name.encode()
-    out.write(struct.pack("<3i", values.ndim, len(encoded), stored))
-    out.write(struct.pack(f"<{values.ndim}i", *reversed(values.shape)))
+    out.write(struct.pack("<3i", tensor.ndim, len(encoded), stored))
+    out.write(struct.pack(f"<{tensor.ndim}i", *reversed(tensor.shape)))
     out.write(encoded)
-    out.write(np.ascontiguousarray(quantize(values, stored)).tobytes())
+    # A block of numbers that is quantised lies within a row.
+    for rows in tensor.split(ROWS):
+        out.write(np.ascontiguousarray(quantize(rows.float().numpy(), stored)).data)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, WhisperConfig, WhisperProcessor
+from transformers import WhisperConfig, WhisperProcessor
 
 from jobs.export.merging import MergedTensors
 from jobs.export.processor_files import save_processor
 from jobs.export.safetensors_file import write_checkpoint
 from jobs.export.weights import Weights
-from jobs.model import is_multilingual, reading, weight_files
+from jobs.model import is_multilingual, load_generation, reading, weight_files
 
 SHARD_BYTES = 4 << 30
 
@@ -39,7 +39,7 @@ def write_hf(
     """
     with reading(base):
         config = WhisperConfig.from_pretrained(base, revision=revision)
-        generation = GenerationConfig.from_pretrained(base, revision=revision)
+        generation = load_generation(base, revision)
         processor = WhisperProcessor.from_pretrained(base, revision=revision)
         weights = Weights(weight_files(base, revision))
         dtype = _dtype(config, weights)
@@ -53,7 +53,8 @@ def write_hf(
     if language and is_multilingual(generation, config):
         generation.language, generation.task = language, "transcribe"
     config.save_pretrained(folder)
-    generation.save_pretrained(folder)
+    # Not save_pretrained(), which refuses flags of sampling and beams that say nothing, and many checkpoints carry.
+    (folder / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
     save_processor(processor.tokenizer, processor.feature_extractor, folder)
     return {"tied": merged.tied, "dtype": str(dtype).removeprefix("torch.")}
 

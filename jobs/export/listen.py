@@ -6,6 +6,7 @@ A process of its own, since a runtime that is given a broken file may end the pr
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,8 +26,9 @@ def main(folder: Path) -> None:
     one after the other, float32.
     """
     task = json.loads((folder / TASK).read_text(encoding="utf-8"))
-    # Runtimes print as they please: keep our own way out to ourselves.
-    out = sys.stdout
+    # Runtimes, and the C libraries below them, print as they please: keep our own way out to ourselves.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     sys.stdout = sys.stderr
     audio = np.load(folder / CLIPS, mmap_mode="r")
 

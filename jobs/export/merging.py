@@ -74,7 +74,9 @@ class MergedTensors:
                     inner = getattr(inner, below)
                 return getattr(inner, parameter).detach().float()
             if isinstance(module, BaseTunerLayer):
-                return self._merge(module, path, parameter)
+                if parameter == "weight" or module.lora_bias[ADAPTER_NAME]:
+                    return self._merge(module, path, parameter)
+                module = module.get_base_layer()  # the adapter leaves the bias alone
         own: Tensor = getattr(module, parameter)
         return own.detach().float() if own.device != META else self._read(name)
 
@@ -83,13 +85,17 @@ class MergedTensors:
         kept = dict(base.named_parameters(recurse=False))
         for name, own in kept.items():
             value = own.detach() if own.device != META else self._read(f"{path}.{name}")
-            setattr(base, name, nn.Parameter(value.float().clone(), requires_grad=False))
+            setattr(base, name, nn.Parameter(value.float(), requires_grad=False))
         try:
+            # Safe: into new tensors. The base's own are its file's, mapped, or those of this model.
             layer.merge(safe_merge=True)
             merged: Tensor = getattr(base, parameter).detach()
             return merged
         finally:
             layer.merged_adapters.clear()
+            # To undo a DoRA merge PEFT keeps each row's norm; one such tensor a layer, and the heap around it, where
+            # the merge's large tensors have been, never shrinks: gigabytes in the end.
+            layer._caches.clear()
             for name, own in kept.items():
                 setattr(base, name, own)
 

@@ -11,6 +11,7 @@ def save_processor(tokenizer: Any, feature_extractor: Any, folder: Path) -> None
     """Write tokenizer.json and preprocessor_config.json, and vocab.json, merges.txt, added_tokens.json and
     special_tokens_map.json, which transformers 5 has given up and converters ask for."""
     tokenizer.save_pretrained(folder)
+    _name_tokens_as_before(folder / "tokenizer_config.json")
     tokenizer.save_vocabulary(str(folder))
     feature_extractor.save_pretrained(folder)
     end = tokenizer.eos_token_id
@@ -26,3 +27,12 @@ def save_processor(tokenizer: Any, feature_extractor: Any, folder: Path) -> None
     for name, content in legacy.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def _name_tokens_as_before(path: Path) -> None:
+    """transformers 5 lists its special tokens under a name by which 4 expects a mapping, and fails; both know the old
+    one."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(tokens := content.pop("extra_special_tokens", None), list):
+        content["additional_special_tokens"] = tokens
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

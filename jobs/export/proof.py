@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import selectors
 import signal
 import subprocess
@@ -18,8 +19,10 @@ import numpy as np
 from jobs.batches import read_clip
 from jobs.export.listen import CLIPS, TASK
 from jobs.export.runtimes import Decoding
+from jobs.failures import GO_ON, inputs_that_were_there
 from jobs.score import Scorer, Utterance, summarise
-from service.spec.export import ARTIFACTS, FAMILIES, ExportConfig
+from service.errors import HungError, JobFailedError, OutOfMemoryError
+from service.spec.export import ARTIFACTS, FAMILIES
 
 COMPARABLE, DEFAULT = "comparable", "default"
 ROOT = Path(__file__).parents[2]
@@ -72,7 +75,8 @@ def listen(
     """
     with tempfile.TemporaryDirectory(prefix="whisper-jobs-") as scratch:
         task = Path(scratch)
-        clips = [read_clip(record).astype(np.float32) for record in records]
+        with inputs_that_were_there():
+            clips = [read_clip(record).astype(np.float32) for record in records]
         np.save(task / CLIPS, np.concatenate(clips))
         known = [
             {"language": record["language"], "samples": len(clip)} for record, clip in zip(records, clips, strict=True)
@@ -113,21 +117,28 @@ def _lines_of(command: list[str], timeout_s: float) -> Iterator[dict[str, Any]]:
                     done = "done" in content
                     yield content
                 else:
-                    raise RuntimeFailedError(f"it gave no sign of life for {timeout_s:g} s")
+                    raise HungError(f"a runtime gave no sign of life for {timeout_s:g} s (engine.timeout_s); {GO_ON}")
             code = process.wait()
         finally:
             process.kill()
             process.wait()
         if code or not done:
             errors.seek(0)
-            raise RuntimeFailedError(_last_words(code, errors.read().decode(errors="replace")))
+            raise _failure(code, errors.read().decode(errors="replace"))
 
 
-def _last_words(code: int, errors: str) -> str:
+def _failure(code: int, errors: str) -> Exception:
+    """What became of a runtime: the artifact's fault, or this machine's, which says nothing about the artifact."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    last = lines[-1][:300] if lines else f"its process ended with code {code}"
+    if code == -signal.SIGKILL or re.match(r"(torch\.)?(OutOf)?Memory(Error)?\b|torch\.\w*OutOfMemoryError", last):
+        return OutOfMemoryError(f"a runtime that an export is heard in ran out of memory ({last}); {GO_ON}")
+    if re.match(r"(ImportError|ModuleNotFoundError|OSError: .*\.so)", last):
+        return JobFailedError(f"a runtime that an export is heard in cannot be loaded here ({last}); {GO_ON}")
     if code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}" + (f" ({lines[-1][:200]})" if lines else "")
-    return lines[-1][:300] if lines else f"its process ended with code {code}"
+        ended = f"its process was ended by {signal.Signals(-code).name}"
+        return RuntimeFailedError(f"{ended} ({lines[-1][:200]})" if lines else ended)
+    return RuntimeFailedError(last)
 
 
 def proven(
@@ -161,22 +172,5 @@ def proven(
         if mode == COMPARABLE:
             same = sum(one.hypothesis == text for one, text in zip(references, texts, strict=True))
             figures["identical"] = same / len(rows)
-    figures["wer_merged"] = summarise(list(references), bootstrap=0)["wer"]
+    figures["wer_compared"] = summarise(list(references), bootstrap=0)["wer"]
     return figures
-
-
-def why_refused(figures: dict[str, Any], limits: ExportConfig) -> str | None:
-    """What is wrong with an artifact by its figures; None: nothing."""
-    reasons = []
-    increase = figures["wer"] - figures["wer_merged"]
-    if increase > limits.max_wer_increase:
-        reasons.append(
-            f"its WER, {figures['wer']:.1%}, is {increase:.1%} above the merged model's on the same clips; "
-            f"export.max_wer_increase allows {limits.max_wer_increase:.1%}"
-        )
-    if figures["identical"] < limits.min_identical:
-        reasons.append(
-            f"{figures['identical']:.0%} of its transcripts are the merged model's; export.min_identical asks for "
-            f"{limits.min_identical:.0%}"
-        )
-    return "; ".join(reasons) or None

@@ -23,7 +23,7 @@ def export_rows(entries: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
             entry.get("compute_type", ""),
             size_text(entry["size_bytes"]) if "size_bytes" in entry else "",
             _percent(entry.get("wer")),
-            _percent(entry.get("wer_merged")),
+            _percent(entry.get("wer_compared")),
             _percent(entry.get("identical")),
             _percent(entry.get("wer_default")),
             f"{entry['rtf']:.3f}" if "rtf" in entry else "",

@@ -27,12 +27,7 @@ class Weights:
     def __init__(self, files: list[Path]) -> None:
         self._where: dict[str, tuple[Any, str]] = {}
         for file in files:
-            # torch maps a pickle's tensors from the file as safetensors does; weights_only runs no code of the pickle.
-            source: Any = (
-                safe_open(file, framework="pt")
-                if file.suffix == ".safetensors"
-                else torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-            )
+            source: Any = safe_open(file, framework="pt") if file.suffix == ".safetensors" else _pickled(file)
             for key in source.keys():  # noqa: SIM118  # safe_open is no dict
                 name = key if key.startswith((PREFIX, "proj_out.")) else PREFIX + key
                 self._where[name] = source, key
@@ -52,3 +47,11 @@ class Weights:
         source, key = self._where[name]
         tensor: Tensor = source[key] if isinstance(source, dict) else source.get_tensor(key)
         return tensor
+
+
+def _pickled(file: Path) -> Any:
+    """A pickle's tensors, mapped from the file; one in the form of before PyTorch 1.6 is read whole. No code is run."""
+    try:
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except RuntimeError:
+        return torch.load(file, map_location="cpu", weights_only=True)

@@ -43,5 +43,5 @@ def make_exports(job: Job, entries: dict[str, dict[str, Any]]) -> None:
             ),
         )
         entries[name] = found | entries.get(name, {})
-        if why := found.get("refused"):
+        if why := entries[name].get("refused"):
             job.events.emit({"event": "notice", "text": f"[red]refused[/red]: {name}: {escape(why)}"})

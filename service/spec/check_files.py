@@ -10,7 +10,7 @@ from service.artifacts import ADAPTER, SPEC
 from service.spec import look
 from service.spec.findings import Finding, Findings
 from service.spec.job import JobSpec
-from service.spec.paths import STORES, is_uri
+from service.spec.paths import MODELS, STORES, is_uri
 from service.spec.settings import nearest
 from service.spec.whisper_dims import CONFIG, is_folder
 
@@ -102,6 +102,16 @@ def _header_problem(header: list[str], has_row: bool) -> str:
     return "" if has_row else "has a header and no row; give at least one clip"
 
 
+READ = ("training.train_csv", "training.val_csv", "guard.csv", "evaluation.csv", *MODELS)
+"""Settings that name what a run reads."""
+
+
+def _setting(spec: JobSpec, path: str) -> str | None:
+    section, name = path.split(".")
+    value: str | None = getattr(getattr(spec, section), name)
+    return value
+
+
 def _root(spec: JobSpec) -> Findings:
     """The run's root: a folder of its own, in which nothing lies that the run reads."""
     setting = "training.outdir" if spec.training.outdir else "storage.uri"
@@ -109,6 +119,12 @@ def _root(spec: JobSpec) -> Findings:
     if is_uri(value) and not value.startswith("file://"):
         if not value.startswith(STORES):
             yield Finding((setting,), "is a URI of a kind that is not known; give a folder, s3:// or gs://", value)
+        elif setting == "training.outdir" and "/" not in value.split("://", 1)[1].strip("/"):
+            yield Finding((setting,), "is a whole bucket; give a folder in it, such as <bucket>/runs", value)
+        for path in READ:
+            source = _setting(spec, path)
+            if source and f"{source.rstrip('/')}/".startswith(f"{value.rstrip('/')}/") and setting == "training.outdir":
+                yield Finding((setting, path), f"holds what {path} names, which a run may overwrite", value)
         return
     folder = Path(value.removeprefix("file://"))
     blocked = next((place for place in (folder, *folder.parents) if look.exists(place)), folder)
@@ -117,10 +133,9 @@ def _root(spec: JobSpec) -> Findings:
         yield Finding((setting,), message, value)
     if setting != "training.outdir" or look.is_file(blocked):
         return
-    for path in ("training.train_csv", "training.val_csv", "guard.csv", "training.base_model"):
-        section, name = path.split(".")
-        source = getattr(getattr(spec, section), name)
-        if not source or is_uri(source) or (name == "base_model" and not is_folder(source)):
+    for path in READ:
+        source = _setting(spec, path)
+        if not source or is_uri(source) or (path in MODELS and not is_folder(source)):
             continue
         if look.real(source).is_relative_to(look.real(folder)):
             what = path.removeprefix("training.")

@@ -42,7 +42,7 @@ def test_an_export_transcribes_in_its_own_runtime_as_the_merged_model_does(run: 
     assert "refused" not in found
     assert found["utterances"] == 8
     assert found["identical"] >= (0.7 if name.endswith("q5_0") else 0.9)
-    assert abs(found["wer"] - found["wer_merged"]) <= run.export.max_wer_increase
+    assert abs(found["wer"] - found["wer_compared"]) <= run.export.max_wer_increase
     assert 0 <= found["wer_default"] < 1
     assert found["rtf"] > 0
     assert found["rtf_default"] > 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from service.artifacts import FileRecord, RunManifest, file_records, read_manifest, verify
+from service.artifacts import PULLED, FileRecord, RunManifest, file_records, read_manifest, verify
 from service.cli.main import cli
 from service.errors import InputError, VerificationError
 from service.pull import PullReport, artifacts_of, pull
@@ -55,7 +55,8 @@ def bring(root: Storage, folder: Path, **options: Any) -> PullReport:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return found - {PULLED}
 
 
 def test_the_artifacts_of_a_run_are_told_with_what_was_measured(root: Storage) -> None:
@@ -76,6 +77,10 @@ def test_all_of_a_run_is_brought_but_what_was_refused(root: Storage, tmp_path: P
     report = bring(root, tmp_path / "here")
     assert files(tmp_path / "here") == (FILES.keys() | {"manifest.json"}) - {"exports/ggml-q4_0/ggml-model.bin"}
     assert report.left_out == {"ggml-q4_0": "its WER is 90.0%"}
+    assert verify(Storage(str(tmp_path / "here"))).problems == [], "what was left out on purpose is not missed"
+    (tmp_path / "here/merged/config.json").unlink()
+    assert verify(Storage(str(tmp_path / "here"))).problems == ["merged/config.json: missing"]
+    bring(root, tmp_path / "here")
     assert all(
         (tmp_path / "here" / name).read_text() == FILES[name] for name in files(tmp_path / "here") & FILES.keys()
     )
