@@ -26,6 +26,7 @@ from jobs.score import Scorer, Utterance, summarise
 from jobs.transcribe import shard, transcribe
 from service.artifacts import MERGED, MERGED_LINES, TUNED_LINES
 from service.errors import VerificationError
+from service.spec.export import HF
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -220,7 +221,7 @@ def _prove(spec: JobSpec, storage: Storage, saved: Whisper, rows: Any, progress:
         "utterances": len(utterances),
         "identical": same / len(utterances),
     }
-    if reason := why_refused(figures, spec.export, "the adapter"):
+    if reason := why_refused(HF, figures, spec.export, "the adapter"):
         figures["refused"] = reason
     return figures | {
         "rtf": seconds / max(1e-9, sum(u.duration_s for u in utterances)),

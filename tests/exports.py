@@ -27,6 +27,7 @@ def merged_run(base: Path, data: Path, root: Path, scale: float = 0.003, **setti
     """A root with merged/ and the clips that it was heard with, from an adapter of small random values."""
     spec = job(base, data, root, {"evaluation": DECODING, "export": LIMITS}, lora_r=4, **settings)
     prepared(spec)
+    torch.manual_seed(0)
     model, _ = attach(WhisperForConditionalGeneration.from_pretrained(base), spec.training)
     fill_adapters(model, scale)
     save_adapter(root / "adapter", model, adapter_state(model))

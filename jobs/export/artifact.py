@@ -73,7 +73,7 @@ def export_artifact(
     except RuntimeFailedError as error:
         entry["refused"] = f"{FAMILIES[family].runtime} could not run it: {error}"
     else:
-        if name != HF and (reason := why_refused(entry, spec.export)):
+        if name != HF and (reason := why_refused(name, entry, spec.export)):
             entry["refused"] = reason
     inside = f"{folder_of(name)}/"
     entry["size_bytes"] = sum(size for file, size in storage.files() if file.startswith(inside))

@@ -131,7 +131,7 @@ def _failure(code: int, errors: str) -> Exception:
     """What became of a runtime: the artifact's fault, or this machine's, which says nothing about the artifact."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     last = lines[-1][:300] if lines else f"its process ended with code {code}"
-    if code == -signal.SIGKILL or re.match(r"(torch\.)?(OutOf)?Memory(Error)?\b|torch\.\w*OutOfMemoryError", last):
+    if code == -signal.SIGKILL or re.match(r"[\w.]*(OutOfMemoryError|MemoryError)\b", last):
         return OutOfMemoryError(f"a runtime that an export is heard in ran out of memory ({last}); {GO_ON}")
     if re.match(r"(ImportError|ModuleNotFoundError|OSError: .*\.so)", last):
         return JobFailedError(f"a runtime that an export is heard in cannot be loaded here ({last}); {GO_ON}")

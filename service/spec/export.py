@@ -103,15 +103,28 @@ class ExportConfig(Spec):
     """How far an export's WER may lie above the merged model's on the same clips, both greedy. As a fraction: 0.02 is
     two percentage points. An export beyond it is marked as refused, and the job ends with exit code 17."""
 
-    min_identical: Float = Field(default=0.5, ge=0, le=1)
-    """Share of the clips of which an export must write the merged model's very text. Half is what even coarse
-    quantisation keeps; a wrong file keeps none."""
+    min_identical: Float | None = Field(default=None, ge=0, le=1, examples=[0.9])
+    """Share of the clips of which an export must write the merged model's very text. Default: 0.8 for 16 and 32 bits,
+    0.7 for 8, 0.5 for 5. (Of `hf` the texts are compared with the adapter's: 0.5, since the cast counts too.)"""
 
     source: str | None = Field(default=None, min_length=1, examples=["runs/call-centre-nl-1f2e3d4c"])
     """For `kind: export`: what to export. The root of a run, a PEFT adapter, or a checkpoint."""
 
     base: str | None = Field(default=None, min_length=1, examples=["openai/whisper-small"])
     """For `kind: export`: the base model of an adapter, where it is not the one that its configuration names."""
+
+    def least_identical(self, artifact: str) -> float:
+        """The share of its texts that an artifact must have in common with the merged model."""
+        if self.min_identical is not None:
+            return self.min_identical
+        _, precision = ARTIFACTS[artifact]
+        return (
+            0.5
+            if artifact == HF or precision.startswith("q5")
+            else 0.7
+            if precision.startswith(("q8", "int8"))
+            else 0.8
+        )
 
     @property
     def beyond_hf(self) -> list[str]:
