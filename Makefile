@@ -41,9 +41,10 @@ setup: $(VENV)/.test
 docs: $(VENV)/.test
 	$(BIN)/python -m service.docs
 
-# After a change of pyproject.toml: install afresh without constraints, then this.
+# After a change of pyproject.toml: install afresh without constraints, then this. Each build of torch wants a triton of
+# its own, or none.
 constraints: $(VENV)/.test
-	{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new
+	{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//; /^triton==/d'; } > constraints.new
 	mv constraints.new constraints.txt
 
 $(VENV)/.python:
