@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from service.artifacts import METRICS
+from service.sizes import size_text
 from service.storage import Storage
 
-HEADER = ("artifact", "runtime", "computed in", "size", "WER", "hf's WER", "same text", "by default", "RTF", "")
+HEADER = ("artifact", "runtime", "computed in", "size", "WER", "compared", "same text", "by default", "RTF", "")
 _BEGIN, _END = "<!-- exports -->\n", "<!-- /exports -->"
 
 
@@ -46,18 +47,13 @@ def export_markdown(entries: dict[str, dict[str, Any]]) -> str:
     lines += [
         "",
         f"Each artifact was read back from where it was published and transcribed held-out clips ({clips}) in its",
-        "runtime: greedy for WER (beside it `hf`'s on the same clips), RTF (seconds of computing per second of audio)",
-        "and the share of clips with the same text (of `hf` as the adapter's, of the others as `hf`'s); then by that",
-        "runtime's own defaults.",
+        "runtime: greedy for WER, for the share of clips with the same text as what it is compared with (the adapter",
+        "for `hf`, `hf` for the others; beside its WER theirs on the same clips) and for RTF (seconds of computing per",
+        "second of audio; of `hf` in batches); then by that runtime's own defaults.",
     ]
     refused = [f"- `{name}` was refused: {entry['refused']}" for name, entry in entries.items() if "refused" in entry]
     lines += [f"Versions: {', '.join(versions)}."] if versions else []
     return "\n".join([*lines, *([""] if refused else []), *refused]) + "\n"
-
-
-def size_text(size_bytes: int) -> str:
-    """`4.9 MB`."""
-    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 
 def _percent(value: float | None) -> str:

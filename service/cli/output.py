@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from service.sizes import size_text
 from service.spec.job import JobSpec
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def print_artifacts(artifacts: Sequence[Artifact]) -> None:
     for one in artifacts:
         wer = "" if one.wer is None else f"{one.wer:.1%}"
         refused = f"refused: {one.refused}" if one.refused else ""
-        table.add_row(one.name, one.folder, str(one.files), _gigabytes(one.size_bytes), wer, refused)
+        table.add_row(one.name, one.folder, str(one.files), size_text(one.size_bytes), wer, refused)
     Console(highlight=False, soft_wrap=True).print(table)
 
 
