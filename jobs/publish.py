@@ -101,4 +101,6 @@ def promotion_reasons(metrics: dict[str, Any]) -> list[str]:
     reasons = []
     if tuned >= base:
         reasons.append(f"its WER, {tuned:.1%}, is not below the base model's, {base:.1%}")
+    if why := refused_artifacts(metrics).get("hf"):
+        reasons.append(f"its merged checkpoint was refused: {why}")
     return reasons + metrics.get("guard", {}).get("reasons", [])

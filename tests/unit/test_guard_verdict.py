@@ -156,6 +156,8 @@ def test_its_reasons_stand_beside_that_of_the_validation_split() -> None:
     forgot = {"guard": judged([clip(SAID)], [clip(LOOP)])}
     assert promotion_reasons(metrics | forgot) == forgot["guard"]["reasons"]
     worse = metrics | {"tuned": {"wer": 0.6}}
+    refused = {"artifacts": {"hf": {"refused": "it says nothing"}, "openai": {"refused": "nor does it"}}}
+    assert promotion_reasons(metrics | refused) == ["its merged checkpoint was refused: it says nothing"]
     assert promotion_reasons(worse | forgot) == [*promotion_reasons(worse), *forgot["guard"]["reasons"]]
 
 
