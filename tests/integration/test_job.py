@@ -125,7 +125,9 @@ def test_metrics_have_the_keys_of_the_design(done: Job) -> None:
     assert (adapter["modules"], adapter["zero_updates"]) == (32, 0)
     assert sum(part["changed"] for part in adapter["coverage"].values()) == 32
     assert metrics["merge"]["max_logit_difference"] <= 1e-4
-    assert metrics["artifacts"]["hf"].keys() == {"wer", "cer", "utterances", "identical", "rtf", "size_bytes"}
+    assert metrics["artifacts"]["hf"].keys() == {
+        "wer", "wer_compared", "cer", "utterances", "identical", "rtf", "size_bytes"
+    }  # fmt: skip
     assert metrics["artifacts"]["hf"]["identical"] == 1.0
     training = metrics["training"]
     assert training["effective_batch"] == 8
