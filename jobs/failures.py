@@ -12,6 +12,7 @@ from service.errors import (
     InputError,
     InputLostError,
     JobFailedError,
+    NotFoundError,
     OutOfMemoryError,
     StorageError,
     WhisperJobsError,
@@ -56,7 +57,7 @@ def inputs_that_were_there() -> Iterator[None]:
     """
     try:
         yield
-    except InputError as error:
+    except (InputError, NotFoundError) as error:
         raise InputLostError(
             f"{error}; it was there when the job checked it. Put it back where every node sees it. {GO_ON}"
         ) from error
