@@ -130,6 +130,13 @@ def folder_of(artifact: str) -> str:
     return {"hf": MERGED, ADAPTER: ADAPTER}.get(artifact, f"{EXPORTS}/{artifact}")
 
 
+def size_text(size_bytes: int) -> str:
+    """A size in words: `370 kB`, `4.9 MB`, `1.62 GB`."""
+    if size_bytes >= 1e9:
+        return f"{size_bytes / 1e9:.2f} GB"
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"
+
+
 def file_records(root: Files) -> list[FileRecord]:
     """Name, size and hash of every file that manifest.json lists."""
     return [

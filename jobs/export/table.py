@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from service.artifacts import METRICS
-from service.sizes import size_text
+from service.artifacts import METRICS, size_text
 from service.storage import Storage
 
 HEADER = ("artifact", "runtime", "computed in", "size", "WER", "compared", "same text", "by default", "RTF", "")

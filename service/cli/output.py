@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.sizes import size_text
+from service.artifacts import size_text
 from service.spec.job import JobSpec
 
 if TYPE_CHECKING:
