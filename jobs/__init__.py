@@ -1,1 +1,1 @@
-"""What runs on the cluster: manifest, train, evaluate, merge."""
+"""What runs on the cluster: manifest, train, evaluate, merge, export."""
