@@ -14,14 +14,17 @@
     │   └── WorkerLostError            16   a worker process died, more often than resources.max_failures
     ├── StoppedError                4   the job was asked to stop (SIGTERM, SIGHUP), and did
     │   └── InterruptedByUserError    130   the same, by Ctrl-C
-    ├── NotFoundError               5   no such run, artifact or model
-    ├── NotFinishedError            6   the run has no manifest.json yet
+    ├── LeftError                 130   the user stopped following a job on a cluster (Ctrl-C)
+    ├── NotFoundError               5   no such run, artifact, model or job
+    ├── NotFinishedError            6   the run has no manifest.json yet; the job has not ended
+    ├── UnauthorisedError           7   the cluster refuses the token, or wants one
+    ├── UnreachableError            8   no Ray cluster answers at the address
     ├── InfeasibleError             9   the machine or cluster cannot hold the job
     ├── VerificationError          10   a result did not pass its proof: hashes, merge bound, coverage
     └── RefusedError               17   an export did not pass its proof; everything else was delivered
 
-0 is success, 1 a fault of whisper-jobs itself. Codes 7 (unauthorised) and 8
-(unreachable) belong to the commands that talk to a cluster.
+0 is success, 1 a fault of whisper-jobs itself. `LeftError` is no outcome of a
+job: its user has stopped watching it, and it goes on.
 All of them survive pickling, since they cross process borders in Ray.
 """
 
@@ -155,16 +158,34 @@ class InterruptedByUserError(StoppedError):
     exit_code = EXIT_INTERRUPTED
 
 
+class LeftError(WhisperJobsError):
+    """The user stopped following a job, which goes on."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 class NotFoundError(WhisperJobsError):
-    """No such run, artifact or model."""
+    """No such run, artifact, model or job."""
 
     exit_code = 5
 
 
 class NotFinishedError(WhisperJobsError):
-    """The run is not complete: it has no manifest.json."""
+    """The run is not complete: it has no manifest.json, or its job is at work."""
 
     exit_code = 6
+
+
+class UnauthorisedError(WhisperJobsError):
+    """The cluster refuses the token, or wants one."""
+
+    exit_code = 7
+
+
+class UnreachableError(WhisperJobsError):
+    """No Ray cluster answers."""
+
+    exit_code = 8
 
 
 class RefusedError(WhisperJobsError):

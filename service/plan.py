@@ -93,7 +93,7 @@ def make_plan(spec: JobSpec) -> Plan:
         rows["guard"] = count_rows(spec.guard.csv)
     schedule = make_schedule(spec, rows["train"]) if rows["train"] else None
     notes = _unknown_rows(rows) + _notes(spec, rows["train"], schedule)
-    dims = _known_dims(spec.training.base_model)
+    dims = known_dims(spec.training.base_model)
     if dims is None:
         notes.append(f"{spec.training.base_model} is not on this machine: parameters and memory are not known here")
         return Plan(spec.kind, spec.job_id, spec.root, rows, schedule, notes=notes)
@@ -182,7 +182,8 @@ def _init_notes(spec: JobSpec, adapter: Adapter) -> list[str]:
     return []
 
 
-def _known_dims(base_model: str) -> WhisperDims | None:
+def known_dims(base_model: str) -> WhisperDims | None:
+    """The sizes of a model that is OpenAI's or at hand; None: it is neither."""
     try:
         return dims_of(base_model)
     except NotWhisperError:

@@ -269,6 +269,7 @@ class RayCluster:
     def _variables(self) -> dict[str, str]:
         every = child_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
         every |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+        every["PATH"] = f"{RAY.parent}:{every['PATH']}"  # `python` of a submitted job is the one that Ray runs in
         if self.bridge:
             every["GLOO_SOCKET_IFNAME"] = Bridge.INSIDE
         return every | self.environment

@@ -19,12 +19,23 @@ COMMANDS = {
     "run": "service.cli.jobs",
     "evaluate": "service.cli.jobs",
     "export": "service.cli.jobs",
+    "submit": "service.cli.submit",
+    "status": "service.cli.watch",
+    "list": "service.cli.watch",
+    "logs": "service.cli.watch",
+    "stop": "service.cli.watch",
+    "resume": "service.cli.submit",
+    "doctor": "service.cli.doctor",
     "verify": "service.cli.runs",
     "artifacts": "service.cli.runs",
     "pull": "service.cli.runs",
     "manifest": "service.cli.manifests",
+    "completion": "service.cli.completion",
 }
 """Where each command lives; its module is imported when it is called."""
+
+FUNCTIONS = {"list": "list_jobs"}
+"""What a command is called in its module, where its name is taken."""
 
 
 class Commands(click.Group):
@@ -38,7 +49,7 @@ class Commands(click.Group):
         """Import a command."""
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(COMMANDS[name]), name)
+        command: click.Command = getattr(import_module(COMMANDS[name]), FUNCTIONS.get(name, name))
         return command
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_: Any, **extra: Any) -> Any:

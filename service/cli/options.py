@@ -29,17 +29,18 @@ class SpecInput:
     source: Path | None
     overrides: list[Override]
 
-    def load(self, *more: Override, unless_set: Sequence[Override] = ()) -> LoadedSpec:
+    def load(self, *more: Override, unless_set: Sequence[Override] = (), check_files: bool = True) -> LoadedSpec:
         """Read and check it.
 
         Args:
             more: values that a command itself sets.
             unless_set: values that flags take the place of.
+            check_files: whether what it names must be on this machine.
 
         Raises:
             SpecError: with every fault there is.
         """
-        return load_spec(self.source, [*unless_set, *self.overrides, *more])
+        return load_spec(self.source, [*unless_set, *self.overrides, *more], check_files=check_files)
 
 
 def output_options(function: Function) -> Function:
