@@ -158,6 +158,9 @@ def run_there(
         reuse_name=reuse_name,
         check=check,
     )
+    if submission.ended:
+        click.echo(f"{submission.submission_id}  {_how(api, submission)}", err=True)
+        return _show_outcome(spec, submission, submission.ended, None, output)
     if mode == DETACH:
         return _show_submission(api, spec, submission, output)
     click.echo(f"{submission.submission_id}  {_how(api, submission)}", err=True)
@@ -171,14 +174,16 @@ def run_there(
 
 def _how(api: Api, submission: Submission) -> str:
     if submission.attached:
-        return f"is there already, of this very spec: attached ({api.cluster.url})"
+        how = "has been done, with this very spec" if submission.ended else "is at work, with this very spec: attached"
+        return f"{how} ({api.cluster.url})"
     return f"submitted to {api.cluster.url}{', to go on where the try before has ended' if submission.again else ''}"
 
 
 def _show_submission(api: Api, spec: JobSpec, submission: Submission, output: str) -> int:
     job_id = submission.submission_id
     if output == "json":
-        print_json(vars(submission) | {"job_id": spec.job_id, "root": spec.root, "address": api.cluster.url})
+        facts = {name: getattr(submission, name) for name in ("submission_id", "attached", "again")}
+        print_json(facts | {"job_id": spec.job_id, "root": spec.root, "address": api.cluster.url})
     else:
         rows = [("root", spec.root), ("follow", come_back("logs -f", job_id)), ("stop", come_back("stop", job_id))]
         print_rows(f"{job_id}  {_how(api, submission)}", rows)

@@ -176,9 +176,12 @@ def require_fit(looked: Looked, *, uploads: bool) -> None:
 def as_fault(found: dict[str, Any], *, uploads: bool) -> Fault:
     """One of `Looked.faults`, as an error shows it."""
     message = found["message"]
-    if seen := found.get("seen_from"):
-        message += f" (seen from {', '.join(seen)})"
+    seen = f" (seen from {', '.join(found['seen_from'])})" if "seen_from" in found else ""
     if found["kind"] == "path" and not uploads and not is_uri(str(found.get("value", "://"))):
-        message = f"on the cluster: {message}. Put it where all nodes see it, or have it brought there with --upload"
+        what = message.split("; ")[0]
+        way_out = "put it where all nodes see it, or have what is here brought there with --upload"
+        message = f"{what}, on the cluster{seen}; {way_out}"
+    else:
+        message += seen
     value = {"value": found["value"]} if "value" in found else {}
     return Fault(found["where"], message, **value)

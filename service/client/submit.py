@@ -27,6 +27,7 @@ class Submission:
 
     Attributes:
         submission_id: of the job on the cluster.
+        ended: the job, where it is attached and has ended.
         attached: whether it was there already, of this very spec.
         again: whether an earlier try at the job has ended before its end; this one goes on from there.
     """
@@ -34,6 +35,7 @@ class Submission:
     submission_id: str
     attached: bool
     again: bool
+    ended: JobRecord | None = None
 
 
 def find_attempts(jobs: Iterable[JobRecord], job_id: str) -> list[JobRecord]:
@@ -70,7 +72,8 @@ def submit(
         jobs = api.jobs()
         attempts = find_attempts(jobs, spec.job_id)
         if attempts and _stands(attempts[0], overwrite=overwrite):
-            return Submission(attempts[0].submission_id, attached=True, again=False)
+            ended = attempts[0] if attempts[0].status.is_terminal else None
+            return Submission(attempts[0].submission_id, attached=True, again=False, ended=ended)
         if not reuse_name:
             refuse_taken_name(spec, jobs)
         if not checked:
