@@ -1,4 +1,7 @@
-"""What a person sees while a job runs, on stderr: a live bar on a terminal, a line now and then elsewhere."""
+"""What a person sees while a job runs, on stderr: a live bar on a terminal, a line now and then elsewhere.
+
+The client of a cluster reads these lines in the job's log (service/client/progress.py).
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,11 @@ class Reporter:
 
     Args:
         console: where to; stderr by default.
+        every_s: where there is no terminal, seconds between two lines that tell how far something is.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, every_s: float = _LINE_EVERY_S) -> None:
+        self._every_s = every_s
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -102,7 +107,7 @@ class Reporter:
         now = time.monotonic()
         if self._first is None or done < self._first[0]:
             self._first = (done, now)
-        if done < total and now - self._last_line < _LINE_EVERY_S:
+        if done < total and now - self._last_line < self._every_s:
             return
         self._last_line = now
         first_done, first_time = self._first
@@ -121,7 +126,7 @@ class Reporter:
             self._say(f"[bold]{event['stage']}[/bold]  {escape(event['text'])}")
 
     def _rows(self, event: dict[str, Any]) -> None:
-        if self._console.is_terminal is False and time.monotonic() - self._last_line < _LINE_EVERY_S:
+        if self._console.is_terminal is False and time.monotonic() - self._last_line < self._every_s:
             return
         self._last_line = time.monotonic()
         self._say(f"{event['split']}: {event['rows']:,} rows checked")

@@ -28,11 +28,14 @@ class Log:
 
     Args:
         take: takes a line, without its end.
+
+    Attributes:
+        seen: characters of the log that were handed on.
     """
 
     def __init__(self, take: Say) -> None:
         self._take = take
-        self._seen = 0
+        self.seen = 0
         self._rest = ""
 
     def restart(self) -> Reading:
@@ -41,18 +44,18 @@ class Log:
 
     def add(self, text: str, at: int) -> None:
         """Hand on what is new of a piece that stands at this place of the log."""
-        new = text[max(0, self._seen - at) :]
-        if at > self._seen or not new:
+        new = text[max(0, self.seen - at) :]
+        if at > self.seen or not new:
             return
-        self._seen += len(new)
+        self.seen += len(new)
         *lines, self._rest = (self._rest + new).split("\n")
         for line in lines:
             self._take(line)
 
     def read_whole(self, text: str) -> None:
         """Hand on what is new of the whole log. One that has become shorter is another log: of another driver."""
-        if len(text) < self._seen:
-            self._seen, self._rest = 0, ""
+        if len(text) < self.seen:
+            self.seen, self._rest = 0, ""
         self.add(text, 0)
 
     def finish(self) -> None:
