@@ -290,7 +290,7 @@ def test_a_fault_of_ours_is_one_line_and_a_traceback_only_with_debug(spec, debug
     code = f"""
 import service.spec.load as load
 from service.cli import options, main
-def broken(*args): raise ZeroDivisionError("oh\\nno")
+def broken(*args, **options): raise ZeroDivisionError("oh\\nno")
 options.load_spec = broken
 import sys
 sys.argv = ["whisper-jobs", "validate", "spec.yaml"] + ["--debug"] * {debug}
@@ -310,7 +310,7 @@ main.main()
 def test_an_interruption_is_exit_code_130(spec):
     code = """
 from service.cli import options, main
-def interrupted(*args): raise KeyboardInterrupt
+def interrupted(*args, **options): raise KeyboardInterrupt
 options.load_spec = interrupted
 import sys
 sys.argv = ["whisper-jobs", "validate", "spec.yaml"]

@@ -18,6 +18,8 @@ CODES = {
     "StoppedError": 4,
     "NotFoundError": 5,
     "NotFinishedError": 6,
+    "UnauthorisedError": 7,
+    "UnreachableError": 8,
     "InfeasibleError": 9,
     "RefusedError": 17,
     "VerificationError": 10,
@@ -28,6 +30,7 @@ CODES = {
     "InputLostError": 15,
     "WorkerLostError": 16,
     "InterruptedByUserError": 130,
+    "LeftError": 130,
 }
 FAULTS = [Fault("training.lr", "is too large", 2.0), Fault("training.train_csv", "is missing")]
 

@@ -72,7 +72,19 @@ def test_the_storage_knows_nothing_of_client_and_commands():
 def test_only_commands_import_commands():
     everything_else = [p.relative_to(ROOT) for p in files("service", "jobs") if p.parent.name != "cli"]
 
-    assert offences(everything_else, lambda module, path: not module.startswith("service.cli")) == []
+    assert offences(everything_else, lambda module, path: not f"{module}.".startswith("service.cli.")) == []
+
+
+def test_only_commands_and_the_client_itself_import_the_client():
+    others = [p.relative_to(ROOT) for p in files("service", "jobs") if p.parent.name not in ("cli", "client")]
+
+    assert offences(others, lambda module, path: not f"{module}.".startswith("service.client.")) == []
+
+
+def test_the_client_of_a_cluster_is_imported_on_use():
+    heavy = ("service.client", "httpx2", "websockets", "packaging")
+
+    assert offences(["service/cli"], lambda module, path: not module.startswith(heavy), top_level_only=True) == []
 
 
 def test_jobs_import_only_the_pure_part_and_the_storage_of_service():
@@ -90,7 +102,7 @@ def test_the_client_imports_nothing_of_jobs_and_none_of_its_libraries():
 def test_importing_the_client_loads_no_heavy_library(module):
     code = f"""
 import sys, {module}
-loaded = {HEAVY | {"rich", "yaml", "fsspec"}!r} & set(sys.modules)
+loaded = {HEAVY | {"rich", "yaml", "fsspec", "httpx2", "websockets"}!r} & set(sys.modules)
 assert not loaded, loaded
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
