@@ -28,6 +28,8 @@ LARGEST_BODY = 100 << 20
 """Bytes that the dashboard takes in one request."""
 
 _WAIT_S = 0.5
+_SETTLED_S = 2.5
+"""Ray looks at a job that has ended once more, a second later, and one that it does not find then it lists anew."""
 _SPACE = 30.0
 """Seconds between the pings that tell a connection that is silent from one that is dead."""
 
@@ -48,6 +50,7 @@ class Api:
 
     def __init__(self, cluster: Cluster, patience_s: float = PATIENCE_S) -> None:
         self.cluster, self.patience_s = cluster, patience_s
+        self._errands: dict[str, float] = {}
         self._tls = tls_context()
         self._http = httpx2.Client(
             base_url=cluster.url,
@@ -61,6 +64,11 @@ class Api:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for job_id, ended in self._errands.items():
+            time.sleep(max(0.0, ended + _SETTLED_S - time.monotonic()))
+            # One that stays on the list harms nobody.
+            with contextlib.suppress(UnreachableError, UnauthorisedError, NotFoundError):
+                self.forget(job_id)
         self._http.close()
 
     def version(self) -> dict[str, str]:
@@ -125,6 +133,10 @@ class Api:
     def forget(self, job_id: str) -> None:
         """Take a job that has ended off the cluster's list."""
         self._sound(self._patiently(lambda: self._once("DELETE", self._path(job_id))), job_id)
+
+    def forget_at_end(self, job_id: str) -> None:
+        """Take a job that has just ended off the cluster's list when this connection is closed."""
+        self._errands[job_id] = time.monotonic()
 
     def logs(self, job_id: str) -> str:
         """All that a job has said so far.

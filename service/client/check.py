@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import secrets
@@ -134,14 +135,10 @@ def _end_of(api: Api, errand: str) -> JobRecord:
 
 
 def _clear(api: Api, errand: str) -> None:
-    """Best effort: an errand that stays on the list harms nobody."""
-    try:
+    with contextlib.suppress(UnreachableError, NotFoundError):
         if not api.job(errand).status.is_terminal:
             api.stop(errand)
-            _end_of(api, errand)
-        api.forget(errand)
-    except (UnreachableError, NotFoundError):
-        return
+    api.forget_at_end(errand)
 
 
 def _why(record: JobRecord, said: str) -> str:
