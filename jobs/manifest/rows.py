@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -200,5 +201,8 @@ def _first_line_not_utf8(source: str) -> int:
 def _resolve(path: str, source: str) -> str:
     if not path or "://" in path or Path(path).is_absolute():
         return path
-    folder = source.rsplit("/", 1)[0] if "://" in source else str(Path(source).absolute().parent)
-    return f"{folder}/{path}"
+    if "://" not in source:
+        return f"{Path(source).absolute().parent}/{path}"
+    protocol, _, place = source.partition("://")
+    # The names of objects know no `..`.
+    return f"{protocol}://{posixpath.normpath(f'{posixpath.dirname(place)}/{path}')}"
