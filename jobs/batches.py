@@ -72,7 +72,7 @@ class Schedule:
 
 def read_clip(record: dict[str, Any]) -> NDArray[np.float32]:
     """A row's samples (S,) at 16 kHz: its file, or the part of it that the row is."""
-    return read_audio(record["path"], record.get("start_s"), record.get("end_s"))
+    return read_audio(record["path"], record.get("start_s"), record.get("end_s"), record.get("version") or "")
 
 
 @lru_cache(maxsize=2)

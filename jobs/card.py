@@ -11,10 +11,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jobs.export.table import export_markdown
 from jobs.guard.words import card_lines
-from service.artifacts import ADAPTER, MERGED, BaseModelRecord
+from service.artifacts import ADAPTER, CARD, MERGED, BaseModelRecord
 from service.spec.job import JobSpec
 from service.spec.languages import LANGUAGES
+from service.spec.paths import is_stored
 from service.spec.training import CHANGES_BASE, init_family
+from service.storage import Storage
 
 RATES = (("WER", "wer"), ("CER", "cer"), ("WER, raw text", "wer_raw"), ("CER, raw text", "cer_raw"))
 
@@ -97,10 +99,16 @@ def _licence(base: BaseModelRecord) -> str | None:
     """The base's licence: of OpenAI's checkpoints as their cards have it, of a local folder as its own card says."""
     if base.name.startswith("openai/whisper-"):
         return "mit" if base.name in MIT else "apache-2.0"
-    card = Path(base.name) / "README.md"
-    if base.revision is None and card.is_file():
-        found = ModelCard.load(card).data.license
-        return str(found) if found else None
+    card = _card_beside(base.name) if base.revision is None else None
+    found = ModelCard(card).data.to_dict().get("license") if card else None
+    return str(found) if found else None
+
+
+def _card_beside(folder: str) -> str | None:
+    """The model card in the folder of a checkpoint, local or in object storage."""
+    if is_stored(folder) or Path(folder).is_dir():
+        found = Storage(folder)
+        return found.read_bytes(CARD).decode() if found.exists(CARD) else None
     return None
 
 

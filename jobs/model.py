@@ -17,9 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from jobs.tokens import Prompter
 from service.artifacts import BaseModelRecord
-from service.errors import Fault, SpecError
+from service.errors import Fault, NotFoundError, SpecError
+from service.spec.paths import is_stored
 from service.spec.whisper_dims import WhisperDims
-from service.storage import sha256_of
+from service.storage import Storage, sha256_of
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -68,14 +69,34 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+def at_hand(name: str, setting: str = "training.base_model") -> str:
+    """What the libraries are given for the name of a model or dataset: the copy, on this machine, of a folder in object
+    storage; a hub id or a local folder as it is.
+
+    Raises:
+        SpecError: there is no such folder.
+    """
+    if not is_stored(name):
+        return name
+    parent, _, folder = name.rstrip("/").rpartition("/")
+    try:
+        path = Storage(parent).fetch(folder)
+    except NotFoundError:
+        raise SpecError([Fault(setting, "holds no file; give a hub id, or a folder that exists", name)]) from None
+    if not path.is_dir():
+        raise SpecError([Fault(setting, "is a file; give the folder of a checkpoint", name)])
+    return str(path)
+
+
 def load_processor(name: str) -> Any:
     """Feature extractor and tokenizer of a checkpoint.
 
     Raises:
         SpecError: it cannot be had.
     """
+    place = at_hand(name)
     with reading(name):
-        return WhisperProcessor.from_pretrained(name)
+        return WhisperProcessor.from_pretrained(place)
 
 
 def load_prompter(name: str) -> Prompter:
@@ -84,19 +105,25 @@ def load_prompter(name: str) -> Prompter:
     Raises:
         SpecError: it cannot be had.
     """
+    place = at_hand(name)
     with reading(name):
-        config = WhisperConfig.from_pretrained(name)
-        generation = load_generation(name)
-        tokenizer = WhisperProcessor.from_pretrained(name).tokenizer
+        config = WhisperConfig.from_pretrained(place)
+        generation = load_generation(place)
+        tokenizer = WhisperProcessor.from_pretrained(place).tokenizer
     return Prompter(tokenizer, multilingual=is_multilingual(generation, config), max_tokens=config.max_target_positions)
 
 
-def load_generation(name: str, revision: str | None = None) -> Any:
-    """A checkpoint's generation config; one that is older than those has its settings in config.json."""
+def load_generation(place: str, revision: str | None = None) -> Any:
+    """A checkpoint's generation config; one that is older than those has its settings in config.json.
+
+    Args:
+        place: what `at_hand` gives for its name.
+        revision: commit on the hub.
+    """
     try:
-        return GenerationConfig.from_pretrained(name, revision=revision)
+        return GenerationConfig.from_pretrained(place, revision=revision)
     except OSError:
-        return GenerationConfig.from_model_config(WhisperConfig.from_pretrained(name, revision=revision))
+        return GenerationConfig.from_model_config(WhisperConfig.from_pretrained(place, revision=revision))
 
 
 def load_dims(name: str) -> WhisperDims:
@@ -105,30 +132,34 @@ def load_dims(name: str) -> WhisperDims:
     Raises:
         SpecError: it cannot be had.
     """
+    place = at_hand(name)
     with reading(name):
-        return WhisperDims.from_config(WhisperConfig.from_pretrained(name).to_dict())
+        return WhisperDims.from_config(WhisperConfig.from_pretrained(place).to_dict())
 
 
 def load_whisper(name: str, revision: str | None = None, *, attention: str = "sdpa") -> Whisper:
     """Load a checkpoint into CPU memory, in float32.
 
     Args:
-        name: hub id or local folder.
-        revision: commit on the hub; None: the newest, or a local folder.
+        name: hub id, local folder, or URI of a folder.
+        revision: commit on the hub; None: the newest, or a folder.
         attention: implementation, as transformers names it.
 
     Raises:
         SpecError: there is no such checkpoint, it is gated, or it is not a Whisper.
     """
     quiet_libraries()
+    place = at_hand(name)
     with reading(name):
         model, report = WhisperForConditionalGeneration.from_pretrained(
-            name, revision=revision, dtype="auto", attn_implementation=attention, output_loading_info=True
+            place, revision=revision, dtype="auto", attn_implementation=attention, output_loading_info=True
         )
         if missing := sorted(report["missing_keys"]):
             # transformers would fill them with random numbers and go on.
             raise ValueError(f"{len(missing)} of its weights are missing: {', '.join(missing[:3])}")
-        processor = WhisperProcessor.from_pretrained(name, revision=revision)
+        processor = WhisperProcessor.from_pretrained(place, revision=revision)
+    # PEFT writes it down as the adapter's base.
+    model.name_or_path = model.config._name_or_path = name
     stored = model.dtype
     # Checkpoints made before generation configs held the prompt; generate() takes language and task as arguments.
     model.generation_config.forced_decoder_ids = None
@@ -139,7 +170,7 @@ def describe_base(name: str, revision: str | None = None) -> BaseModelRecord:
     """Which checkpoint this is: the hub's commit, and the SHA-256 of each weight file (the hub shows the same ones)."""
     files = weight_files(name, revision)
     # The hub's cache keeps files under their commit.
-    revision = None if Path(name).is_dir() or not files else files[0].parent.name
+    revision = None if is_stored(name) or Path(name).is_dir() or not files else files[0].parent.name
     return BaseModelRecord(name=name, revision=revision, weights_sha256={file.name: sha256_of(file) for file in files})
 
 
@@ -147,21 +178,22 @@ def weight_files(name: str, revision: str | None = None) -> list[Path]:
     """A checkpoint's weight files on this machine, downloaded where they are not yet; none where it has none.
 
     Args:
-        name: hub id or local folder.
+        name: hub id, local folder, or URI of a folder.
         revision: commit on the hub.
 
     Raises:
         SpecError: there is no such checkpoint, or it is gated.
     """
+    place = at_hand(name)
     with reading(name):
         for file in WEIGHT_FILES:
-            path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+            path = cached_file(place, file, revision=revision, _raise_exceptions_for_missing_entries=False)
             if path is None:
                 continue
             parts = [file]
             if file.endswith(".index.json"):
                 parts = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
-            return [Path(cached_file(name, part, revision=revision)) for part in parts]
+            return [Path(cached_file(place, part, revision=revision)) for part in parts]
     return []
 
 
@@ -184,7 +216,7 @@ class reading:  # noqa: N801  # used as a function is, in `with`
             why = "is gated: accept its terms on its hub page, then set HF_TOKEN"
         elif isinstance(cause, RepositoryNotFoundError):
             why = "is not on the hub, or is private: check the name, or set HF_TOKEN"
-        elif Path(self.name).is_dir():
+        elif is_stored(self.name) or Path(self.name).is_dir():
             why = f"is no complete Whisper checkpoint ({_first_line(error)})"
         else:
             why = f"cannot be loaded ({_first_line(error)}); give a hub id or a local folder, and check the network"

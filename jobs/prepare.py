@@ -53,6 +53,8 @@ SCHEMA = pa.schema(
         # JSON of [start_s, end_s, text] from the clip's begin; empty: none.
         ("segments", pa.string()),
         ("no_speech", pa.bool_()),
+        # Of a clip in object storage: the content that was checked, and that is read from now on.
+        ("version", pa.string()),
     ]
 )
 
@@ -203,6 +205,7 @@ def _accept(split: Split, row: Row, sound: Sound, tokens: int) -> dict[str, Any]
         "end_s": row.end_s,
         "segments": format_segments(segments),
         "no_speech": row.no_speech,
+        "version": sound.version,
     }
 
 

@@ -20,7 +20,7 @@ def resolve_model(model: str, setting: str = "evaluation.model", base: str | Non
     """What stands behind a name.
 
     Args:
-        model: hub id, folder with a checkpoint or an adapter, root of a run (a folder or URI).
+        model: hub id, folder with a checkpoint or an adapter, root of a run; folders may be URIs.
         setting: where the name was given, for errors.
         base: the base of an adapter, where it is not the one that its configuration names.
 
@@ -35,8 +35,6 @@ def resolve_model(model: str, setting: str = "evaluation.model", base: str | Non
         return _checkpoint(model, setting, base)
     found = Storage(model)
     if found.exists(CHECKPOINT_CONFIG):
-        if is_uri(model):
-            raise SpecError([Fault(setting, "is a checkpoint in object storage; pull it into a folder first", model)])
         return _checkpoint(model, setting, base)
     run = model if found.exists(SPEC) else None
     inside = f"{ADAPTER}/" if run else ""
@@ -56,7 +54,7 @@ def resolve_model(model: str, setting: str = "evaluation.model", base: str | Non
 
 def _checkpoint(model: str, setting: str, base: str | None) -> dict[str, Any]:
     if base is not None:
-        way_out = "is no adapter on this machine, but a base was given for one; give the adapter's folder, or no base"
+        way_out = "is no adapter that is seen here, but a base was given for one; give the adapter's folder, or no base"
         raise SpecError([Fault(setting, way_out, model)])
     return {"base": model, "revision": None, "adapter": None, "run": None}
 

@@ -19,6 +19,7 @@ from urllib.request import Request as UrlRequest
 from urllib.request import urlopen
 
 import boto3
+import pytest
 from botocore.config import Config
 
 BUCKET = "speech"
@@ -65,6 +66,12 @@ class Keys:
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
+
+
+def be(keys: Keys, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process be the client with these keys."""
+    for name, value in keys.variables(endpoint).items():
+        monkeypatch.setenv(name, value)
 
 
 class Server:

@@ -12,7 +12,7 @@ from jobs.export.merging import MergedTensors
 from jobs.export.processor_files import save_processor
 from jobs.export.safetensors_file import write_checkpoint
 from jobs.export.weights import Weights
-from jobs.model import is_multilingual, load_generation, reading, weight_files
+from jobs.model import at_hand, is_multilingual, load_generation, reading, weight_files
 
 SHARD_BYTES = 4 << 30
 
@@ -25,7 +25,7 @@ def write_hf(
     Weights are merged in float32 and saved in the base's own precision, tensor by tensor.
 
     Args:
-        base: hub id or folder.
+        base: hub id, folder, or URI of a folder.
         adapter: folder of the PEFT adapter; None: the base alone.
         folder: where to.
         revision: commit of the base on the hub.
@@ -37,10 +37,11 @@ def write_hf(
     Raises:
         SpecError: base or adapter cannot be had, or do not fit each other.
     """
+    place = at_hand(base)
     with reading(base):
-        config = WhisperConfig.from_pretrained(base, revision=revision)
-        generation = load_generation(base, revision)
-        processor = WhisperProcessor.from_pretrained(base, revision=revision)
+        config = WhisperConfig.from_pretrained(place, revision=revision)
+        generation = load_generation(place, revision)
+        processor = WhisperProcessor.from_pretrained(place, revision=revision)
         weights = Weights(weight_files(base, revision))
         dtype = _dtype(config, weights)
     merged = MergedTensors(weights, config, adapter, dtype)

@@ -59,6 +59,7 @@ class Sound:
         frames: of the clip, in the file's own rate.
         rms_dbfs: loudness without the mean; None where the file was not decoded.
         digest: hash of the decoded samples, the same for every lossless copy; empty where the file was not decoded.
+        version: of a file in object storage, which content it is; see `jobs.audio.Source`.
     """
 
     duration_s: float
@@ -67,6 +68,7 @@ class Sound:
     frames: int
     rms_dbfs: float | None = None
     digest: bytes = b""
+    version: str = ""
 
 
 Verdict = tuple[Row, Sound | Reject]
@@ -87,12 +89,12 @@ def examine(row: Row, limits: Limits) -> list[Verdict]:
         return [(row, Reject("bad-segments", problem))]
     try:
         source = open_source(row.path)
-        promise = _read_promise(source)
-        with soundfile.SoundFile(source) as file:
+        promise = _read_promise(source.opened)
+        with soundfile.SoundFile(source.opened) as file:
             if file.samplerate <= 0:
                 raise soundfile.SoundFileError(f"a sample rate of {file.samplerate} Hz")
             info = AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.frames)
-            return _examine_file(row, _Audio(file, info, promise), limits)
+            return _examine_file(row, _Audio(file, info, promise, source.version), limits)
     except UNREADABLE as error:
         return [(row, _unreadable(row, error))]
 
@@ -107,11 +109,12 @@ class _Promise:
 
 @dataclass(frozen=True)
 class _Audio:
-    """An open file, its header as libsndfile reads it, and what its bytes promise."""
+    """An open file, its header as libsndfile reads it, what its bytes promise, and its version in object storage."""
 
     file: soundfile.SoundFile
     info: AudioInfo
     promise: _Promise
+    version: str
 
 
 def _read_promise(source: str | io.BytesIO) -> _Promise:
@@ -159,7 +162,7 @@ def _sound(row: Row, audio: _Audio, limits: Limits) -> Sound | Reject:
         )
     if duration_s < limits.min_s:
         return Reject("too-short", f"{duration_s:.3f} s long; at least {limits.min_s:g} s")
-    sound = Sound(duration_s, info.sample_rate_hz, info.channels, end - first)
+    sound = Sound(duration_s, info.sample_rate_hz, info.channels, end - first, version=audio.version)
     return _listen(row, audio, sound, first, limits) if limits.decode else sound
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from jobs.manifest.build import TRAIN, VAL, build
 from jobs.manifest.examine import Limits
 from jobs.manifest.sources import SourceOptions
-from jobs.model import load_prompter, quiet_libraries
+from jobs.model import at_hand, load_prompter, quiet_libraries
 from service.spec.job import JobSpec
 
 REPORT_EVERY = 1_000
@@ -35,7 +35,7 @@ def build_from_dataset(spec: JobSpec, folder: Path, progress: Callable[[int], No
     quiet_libraries()
     data = spec.data
     report = build(
-        str(data.dataset),
+        at_hand(str(data.dataset), "data.dataset"),
         folder,
         kind="dataset",
         options=SourceOptions(

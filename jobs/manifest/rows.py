@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,8 +17,10 @@ from typing import Any, TextIO
 import fsspec
 
 from jobs.manifest.row import Reject, Row, Segment, join_text
-from service.errors import Fault, ManifestError
+from service.errors import Fault, ManifestError, NotFoundError
 from service.spec.languages import WITHOUT_SPACES
+from service.spec.paths import is_stored
+from service.storage import Storage
 
 REQUIRED = ("path", "text")
 KNOWN = (*REQUIRED, "language", "duration_s", "start_s", "end_s", "segments", "no_speech")
@@ -40,9 +43,9 @@ def read_rows(source: str, default_language: str, *, strict: bool = True) -> Ite
     """
     try:
         errors = "strict" if strict else "surrogateescape"
-        with fsspec.open(source, "rt", encoding="utf-8-sig", newline="", errors=errors) as file:
+        with fsspec.open(_at_hand(source), "rt", encoding="utf-8-sig", newline="", errors=errors) as file:
             yield from _read(file, source, default_language, strict=strict)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotFoundError) as error:
         raise ManifestError([Fault(source, "no such file")]) from error
     except OSError as error:
         raise ManifestError([Fault(source, f"cannot be read ({error.strerror or error})")]) from error
@@ -177,8 +180,16 @@ def format_segments(segments: tuple[Segment, ...]) -> str:
     return json.dumps(content, ensure_ascii=False) if segments else ""
 
 
+def _at_hand(source: str) -> str:
+    """A CSV in object storage as a copy on this machine; any other as it is."""
+    if not is_stored(source):
+        return source
+    folder, _, name = source.rpartition("/")
+    return str(Storage(folder).fetch(name))
+
+
 def _first_line_not_utf8(source: str) -> int:
-    with fsspec.open(source, "rb") as file:
+    with fsspec.open(_at_hand(source), "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -190,5 +201,8 @@ def _first_line_not_utf8(source: str) -> int:
 def _resolve(path: str, source: str) -> str:
     if not path or "://" in path or Path(path).is_absolute():
         return path
-    folder = source.rsplit("/", 1)[0] if "://" in source else str(Path(source).absolute().parent)
-    return f"{folder}/{path}"
+    if "://" not in source:
+        return f"{Path(source).absolute().parent}/{path}"
+    protocol, _, place = source.partition("://")
+    # The names of objects know no `..`.
+    return f"{protocol}://{posixpath.normpath(f'{posixpath.dirname(place)}/{path}')}"

@@ -12,7 +12,7 @@ from service.spec.check_inits import init_findings
 from service.spec.check_modules import module_findings, rank_findings
 from service.spec.findings import Finding, Findings, advice
 from service.spec.job import JobSpec
-from service.spec.paths import MODELS, PATHS, is_uri
+from service.spec.paths import MODELS, PATHS, is_stored, is_uri
 from service.spec.settings import nearest
 from service.spec.whisper_dims import OPENAI, NotWhisperError, WhisperDims, dims_of, is_folder
 from service.spec.whisper_modules import modules
@@ -174,7 +174,7 @@ def _base_model(spec: JobSpec, *, check_files: bool) -> Findings:
     else:
         yield from rank_findings(spec.training)
         yield advice("training.base_model", "is not on this machine: its modules are checked where the job runs", name)
-        if name.endswith(".en"):
+        if name.endswith(".en") and not is_stored(name):
             yield from _english_only(spec)
 
 
@@ -223,8 +223,11 @@ def _hub_name(setting: str, name: str) -> Findings:
     if name.startswith(("http://", "https://")) and "huggingface.co/" in name:
         hub_id = "/".join(name.split("huggingface.co/", 1)[1].split("/")[:2])
         yield Finding((setting,), f"is a web address; give the hub id, {hub_id!r}", name)
-    elif "://" in name:
-        yield Finding((setting,), "is a URI; give a hub id, or a local or shared folder", name)
+    elif is_stored(name):
+        return
+    elif is_uri(name):
+        text = "is a URI of a kind that is not known; give a hub id, a folder, s3:// or gs://"
+        yield Finding((setting,), text, name)
     elif is_folder(name) or name in OPENAI:
         return
     elif guesses := [hub_id for hub_id in (f"openai/{name}", f"openai/whisper-{name}") if hub_id in OPENAI]:

@@ -36,3 +36,8 @@ def absolute(spec: JobSpec) -> JobSpec:
 def is_uri(path: str) -> bool:
     """Whether it names a place by protocol (`s3://...`) rather than by a path."""
     return "://" in path
+
+
+def is_stored(path: str) -> bool:
+    """Whether it is the URI of something in object storage."""
+    return path.startswith(STORES)

@@ -131,8 +131,9 @@ class TrainingConfig(Spec):
     """What is trained, on what, and how."""
 
     base_model: str = Field(default="openai/whisper-medium.en", min_length=1)
-    """Whisper checkpoint to start from: a hub id (`openai/whisper-large-v3-turbo`) or a local folder in transformers'
-    format. Larger ones are more accurate and need more memory; a `.en` checkpoint knows English only."""
+    """Whisper checkpoint to start from: a hub id (`openai/whisper-large-v3-turbo`) or a folder in transformers' format,
+    local or a URI (s3://, gs://). Larger ones are more accurate and need more memory; a `.en` checkpoint knows English
+    only."""
 
     train_csv: str | None = Field(default=None, min_length=1, examples=["data/train.csv"])
     """CSV of the training clips with columns `path`, `text` and, optionally, `language`. Audio paths are taken relative

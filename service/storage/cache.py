@@ -37,6 +37,19 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir()) / f"whisper-jobs-{os.getuid()}"
 
 
+def copies_of(uri: str) -> Path:
+    """The folder for copies of what lies below a URI."""
+    return cache_folder() / ROOTS / hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
+def forget_unused() -> None:
+    """Delete the copies of roots that no process has asked for in a while."""
+    for folder in (cache_folder() / ROOTS).iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > KEPT_DAYS * 86_400:
+                shutil.rmtree(folder)
+
+
 class Cache:
     """The copies of one root's files.
 
@@ -45,7 +58,7 @@ class Cache:
     """
 
     def __init__(self, uri: str) -> None:
-        self._folder = cache_folder() / ROOTS / hashlib.sha256(uri.encode()).hexdigest()[:16]
+        self._folder = copies_of(uri)
 
     def get(self, name: str, objects: Mapping[str, Found], fill: Callable[[Path], None]) -> Path:
         """A file or folder as it is in the store now.
@@ -62,7 +75,7 @@ class Cache:
         place = copies / identity
         path = place / Path(name).name
         copies.mkdir(parents=True, exist_ok=True)
-        with _locked(copies / f"{PRIVATE_PREFIX}lock"):
+        with locked(copies / f"{PRIVATE_PREFIX}lock"):
             os.utime(self._folder)
             if place.exists() and _sizes(path) != {below: found.size for below, found in objects.items()}:
                 shutil.rmtree(place)
@@ -73,14 +86,8 @@ class Cache:
                     if earlier.is_dir() and earlier != aside:
                         shutil.rmtree(earlier, ignore_errors=True)
                 aside.rename(place)
-                self._forget_others()
+                forget_unused()
         return path
-
-    def _forget_others(self) -> None:
-        for folder in self._folder.parent.iterdir():
-            with contextlib.suppress(OSError):
-                if time.time() - folder.stat().st_mtime > KEPT_DAYS * 86_400:
-                    shutil.rmtree(folder)
 
 
 def _sizes(path: Path) -> dict[str, int]:
@@ -90,7 +97,8 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Alone, of all threads and processes of this machine."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -7,10 +7,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from service.storage.names import CHUNK, LOCK, PRIVATE_PREFIX, is_private
+from service.storage.names import CHUNK, LOCK, PRIVATE_PREFIX, changed, is_private
 
 
 class LocalFiles:
@@ -83,9 +83,15 @@ class LocalFiles:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def put_file(self, path: Path, name: str) -> None:
-        with self.new_file(name) as target:
-            shutil.copyfile(path, target)
+    def put_file(self, path: Path, name: str, sha256: str | None, advance: Callable[[int], None]) -> None:
+        digest = hashlib.sha256()
+        with self.new_file(name) as target, open(path, "rb") as source, open(target, "wb") as copy:
+            while piece := source.read(CHUNK):
+                digest.update(piece)
+                copy.write(piece)
+                advance(len(piece))
+            if sha256 not in (None, digest.hexdigest()):
+                raise changed(path)
 
     def folders(self, name: str) -> list[str]:
         path = self.root / name

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from service.errors import Fault, InputError
+
 CHUNK = 1 << 20
 PRIVATE_PREFIX = ".wj-"
 """Names that begin so are work in progress: never listed, never part of a result."""
@@ -31,3 +33,8 @@ def sha256_of(path: Path) -> str:
 def below(folder: Path) -> dict[str, Path]:
     """The files in a folder, by name below it, sorted."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def changed(path: Path) -> InputError:
+    """A local file is no longer what was to be sent."""
+    return InputError([Fault(str(path), "has changed while it was sent, and was not taken; the same command goes on")])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from service.errors import StorageError
 from service.storage.cache import Cache
-from service.storage.names import LOCK, Progress, below, is_private, sha256_of
+from service.storage.names import LOCK, Progress, below, changed, is_private, sha256_of
 from service.storage.objects import PART, Found, Objects
 from service.storage.transfer import Meter, download, hash_of, in_parallel
 
@@ -57,7 +57,7 @@ class RemoteFiles:
         with tempfile.TemporaryDirectory(prefix="whisper-jobs-") as scratch:
             path = Path(scratch) / Path(name).name
             yield path
-            self.put_file(path, name)
+            self._upload({name: path})
 
     @contextlib.contextmanager
     def new_folder(self, name: str, last: str | None = None) -> Iterator[Path]:
@@ -70,21 +70,38 @@ class RemoteFiles:
             self.objects.remove(before.keys() - {f"{name}/{file}" for file in files | seal})
             self._upload({f"{name}/{file}": path for file, path in seal.items()})
 
-    def put_file(self, path: Path, name: str) -> None:
-        self._upload({name: path})
+    def put_file(self, path: Path, name: str, sha256: str | None, advance: Callable[[int], None]) -> None:
+        self._upload_file(name, path, advance, sha256)
 
     def _upload(self, files: Mapping[str, Path]) -> None:
         meter = Meter(sum(path.stat().st_size for path in files.values()), self.progress)
-        in_parallel(lambda name: self._upload_file(name, files[name], meter), sorted(files))
+        in_parallel(lambda name: self._upload_file(name, files[name], meter.advance), sorted(files))
 
-    def _upload_file(self, name: str, path: Path, meter: Meter) -> None:
-        size, digest = path.stat().st_size, sha256_of(path)
+    def _upload_file(self, name: str, path: Path, advance: Callable[[int], None], sha256: str | None = None) -> None:
+        state, digest = _state(path), sha256_of(path)
+        if sha256 not in (None, digest):
+            raise changed(path)
+        size = state[0]
+
+        def sent(count: int) -> None:
+            # Of a large file it is called with each part, and so before they become an object.
+            if _state(path) != state:
+                raise changed(path)
+            advance(count)
+
         for _ in range(_TRIES):
+            if _state(path) != state:
+                raise changed(path)
             if size > PART:
-                self.objects.upload(name, path, digest, meter.advance)
+                # Another process that sends the same file may have ended this very upload: what is there now tells.
+                with contextlib.suppress(FileNotFoundError):
+                    self.objects.upload(name, path, digest, sent)
             else:
-                self.objects.put(name, path.read_bytes(), digest)
-                meter.advance(size)
+                content = path.read_bytes()
+                if hashlib.sha256(content).hexdigest() != digest:
+                    raise changed(path)
+                self.objects.put(name, content, digest)
+                advance(size)
             found = self.objects.look(name)
             recorded = found and found.sha256 in (digest, None)
             if recorded and found and found.size == size and self._hash(name, found) == digest:
@@ -153,3 +170,9 @@ class RemoteFiles:
             download(read, found.size, found.sha256, found.etag, target / file if file else target, meter)
 
         in_parallel(get, sorted(objects))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What changes with a file."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +173,21 @@ class Storage:
         with self._files.new_folder(name, last) as folder:
             yield folder
 
-    def put_file(self, path: Path, name: str) -> None:
-        """Write a copy of a local file, whole or not at all."""
-        self._files.put_file(path, name)
+    def put_file(
+        self, path: Path, name: str, *, sha256: str | None = None, advance: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """Write a copy of a local file, whole or not at all.
+
+        Args:
+            path: the file.
+            name: of the copy.
+            sha256: what its content must be; None: what it is.
+            advance: called with the number of bytes that have gone since the last call.
+
+        Raises:
+            InputError: it has changed meanwhile, or is another.
+        """
+        self._files.put_file(path, name, sha256, advance)
 
     def folders(self, name: str) -> list[str]:
         """Names of the folders in the folder `name`, work in progress left out; none where there is no such folder."""

@@ -16,10 +16,12 @@ import fsspec
 from fsspec.asyn import sync
 
 from service.storage.objects import PART, Found
-from service.storage.retry import TIMEOUT_S, Caller
+from service.storage.retry import TIMEOUT_S, Caller, code_of, passes
 from service.storage.transfer import in_parallel, pieces
 
 MOST_PARTS = 10_000
+ABANDONED_S = 86_400.0
+"""An upload that is older is nobody's work any more."""
 SHA256 = "sha256"
 """Under this name an object's metadata has the hash of its content."""
 
@@ -133,28 +135,60 @@ class S3Objects:
         if upload is None:
             upload = str(self._s3("create_multipart_upload", Key=key, Metadata={SHA256: sha256})["UploadId"])
 
+        place = {"Key": key, "UploadId": upload}
+
         def send(part: tuple[int, tuple[int, int]]) -> dict[str, Any]:
             number, (start, length) = part
             if number not in sent:
                 content = _piece(path, start, length)
-                place = {"Key": key, "UploadId": upload, "PartNumber": number}
-                found = self._s3("upload_part", **place, Body=content, ContentMD5=_base64(_md5(content)))
-                sent[number] = str(found["ETag"])
+                part_of = {"PartNumber": number, "Body": content, "ContentMD5": _base64(_md5(content))}
+                sent[number] = str(self._in_upload("upload_part", place, **part_of)["ETag"])
             advance(length)
             return {"PartNumber": number, "ETag": sent[number]}
 
         complete = {"Parts": in_parallel(send, parts)}
         try:
-            self._s3("complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload=complete)
+            self._in_upload("complete_multipart_upload", place, MultipartUpload=complete)
         except FileNotFoundError:
             # NoSuchUpload: it was completed by a call of ours whose answer was lost; the read-back tells.
             if self.look(name) is None:
                 raise
 
+    def _in_upload(self, method: str, place: dict[str, str], **parameters: Any) -> dict[str, Any]:
+        """A call that is part of a large upload.
+
+        Raises:
+            FileNotFoundError: there is no such upload any more: another process has completed it or given it up.
+        """
+        action = "".join(word.capitalize() for word in method.split("_"))
+
+        def call() -> dict[str, Any]:
+            try:
+                found: dict[str, Any] = self._fs.call_s3(method, Bucket=self._bucket, **place, **parameters)
+                return found
+            except Exception as error:
+                if not passes(error) or not self._is_over(place):
+                    raise
+            # Some stores have no better answer to it than 500, which would be tried again and again.
+            raise FileNotFoundError(place["Key"])
+
+        answer: dict[str, Any] = self._call(action, call)
+        return answer
+
+    def _is_over(self, place: dict[str, str]) -> bool:
+        try:
+            self._fs.call_s3("list_parts", Bucket=self._bucket, MaxParts=1, **place)
+        except Exception as error:  # noqa: BLE001  # whatever else it is, the call before is made again
+            return isinstance(error, FileNotFoundError) or code_of(error)[1] == 404
+        return False
+
     def _begun(
         self, key: str, path: Path, parts: list[tuple[int, tuple[int, int]]]
     ) -> tuple[str | None, dict[int, str]]:
-        """An upload of this very file that was cut off, with its parts' etags; all others of the object are deleted."""
+        """An upload of this very file that was cut off, or is still at work, with its parts' etags.
+
+        Those of other content are deleted, and fitting ones too once they are so old that nobody is at work on them.
+        """
         found: tuple[str | None, dict[int, str]] = (None, {})
         for upload in self._uploads(key):
             if upload["Key"] != key:
@@ -170,9 +204,8 @@ class S3Objects:
                 if number in there
             )
             if fits and len(there) > len(found[1]):
-                self._abort(key, found[0])
                 found = (upload["UploadId"], {number: part["ETag"] for number, part in there.items()})
-            else:
+            elif not fits or _age_s(upload) > ABANDONED_S:
                 self._abort(key, upload["UploadId"])
         return found
 
@@ -194,6 +227,10 @@ class S3Objects:
         for upload in self._uploads(self._prefix + below):
             if not below or (upload["Key"] + "/").startswith(f"{self._prefix}{below}/"):
                 self._abort(upload["Key"], upload["UploadId"])
+
+
+def _age_s(upload: dict[str, Any]) -> float:
+    return float((datetime.now(UTC) - upload["Initiated"]).total_seconds())
 
 
 def _piece(path: Path, start: int, length: int) -> bytes:

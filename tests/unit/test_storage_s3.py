@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from objectstore import BUCKET, FAULTS, Choose, Keys, Proxy, Server, at_random, nth, wait_for
+from objectstore import BUCKET, FAULTS, Choose, Keys, Proxy, Server, at_random, be, nth, wait_for
 
 from service.errors import ExistsError, InputError, NotFoundError, StorageError, VerificationError
 from service.storage import PRIVATE_PREFIX, Storage, retry, s3
@@ -22,42 +22,12 @@ from service.storage.objects import PART
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def client(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of one who may write, and a cache of its own."""
-    monkeypatch.setenv("WHISPER_JOBS_CACHE", str(tmp_path / "cache"))
-    be(server.writer, server.endpoint, monkeypatch)
-
-
-def be(keys: Keys, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in keys.variables(endpoint).items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
-def prefix(request: pytest.FixtureRequest) -> str:
-    """A folder of the bucket for this test alone."""
-    return hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:10]
+pytestmark = pytest.mark.usefixtures("client")
 
 
 @pytest.fixture
 def root(prefix: str) -> Storage:
     return Storage(f"s3://{BUCKET}/{prefix}")
-
-
-@pytest.fixture
-def through(server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Choose], Proxy]]:
-    """Makes the storage go through a proxy that breaks calls."""
-    proxies = []
-
-    def start(choose: Choose) -> Proxy:
-        proxies.append(Proxy(server.port, choose))
-        be(server.writer, proxies[-1].endpoint, monkeypatch)
-        return proxies[-1]
-
-    yield start
-    for proxy in proxies:
-        proxy.close()
 
 
 def content(size: int, seed: int = 0) -> bytes:
