@@ -38,20 +38,26 @@ def main(arguments: list[str] | None = None) -> int:
     errands = parser.add_subparsers(dest="errand", required=True)
     check = errands.add_parser("check", help="What this cluster has, and whether it can hold a job.")
     check.add_argument("--config", help="The job's spec, resolved.")
+    check.add_argument("--no-files", action="store_true", help="Leave out the files that it reads.")
     kill = errands.add_parser("kill", help="End the program of a job that does not end by itself.")
     kill.add_argument("job")
     kill.add_argument("--node", help="Id of the node that it runs on.")
     options = parser.parse_args(arguments)
-    answer = check_cluster(options.config) if options.errand == "check" else kill_job(options.job, options.node)
+    answer = (
+        check_cluster(options.config, files=not options.no_files)
+        if options.errand == "check"
+        else kill_job(options.job, options.node)
+    )
     print(ANSWER + json.dumps(answer, ensure_ascii=False), flush=True)
     return 0
 
 
-def check_cluster(config: str | None) -> dict[str, Any]:
+def check_cluster(config: str | None, *, files: bool) -> dict[str, Any]:
     """What the cluster has, and what keeps it from running a job.
 
     Args:
         config: path of the job's spec; None: no job in particular.
+        files: whether what it reads must be there already.
 
     Returns:
         {"python", "packages", "nodes", "can_grow", "faults": [...], "notes": [...]}.
@@ -63,7 +69,7 @@ def check_cluster(config: str | None) -> dict[str, Any]:
             answer |= _look_around()
             if config is not None:
                 spec = Path(config).read_text(encoding="utf-8")
-                answer["faults"] = [*_resource_faults(spec, answer), *_node_faults(spec, answer["notes"])]
+                answer["faults"] = [*_resource_faults(spec, answer), *_node_faults(spec, answer["notes"], files=files)]
     return answer
 
 
@@ -176,7 +182,7 @@ def _resource_faults(spec: str, answer: dict[str, Any]) -> Iterator[Found]:
     yield {"kind": "resources", "where": where, "message": f"{text}, and the cluster has no more; {way_out}"}
 
 
-def _node_faults(spec: str, notes: list[Found]) -> Iterator[Found]:
+def _node_faults(spec: str, notes: list[Found], *, files: bool) -> Iterator[Found]:
     """What the nodes themselves say of a job's files and of the place of its results: each fault once."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -193,7 +199,7 @@ def _node_faults(spec: str, notes: list[Found]) -> Iterator[Found]:
         for node in nodes[:_MOST_NODES]:
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             # What is read is read where there are CPUs; results go through every node, the head with its driver too.
-            reads = node["Resources"].get("CPU", 0) > 0
+            reads = files and node["Resources"].get("CPU", 0) > 0
             calls[look.options(scheduling_strategy=here).remote(spec, mark, reads)] = node["NodeManagerAddress"]
         ready, silent = ray.wait(list(calls), num_returns=len(calls), timeout=_NODE_S)
         for call in silent:

@@ -22,6 +22,7 @@ class Relay:
     Args:
         port: of the server behind it.
         certificate: a file with key and certificate: clients then speak TLS.
+        host: the address of this machine to listen on.
 
     Attributes:
         mode: what happens to new connections: `pass`, `refuse` (closed at once), `hold` (taken, never answered), or an
@@ -29,7 +30,7 @@ class Relay:
         connections: how many there were.
     """
 
-    def __init__(self, port: int, certificate: Path | None = None) -> None:
+    def __init__(self, port: int, certificate: Path | None = None, host: str = "127.0.0.1") -> None:
         self.mode: str | bytes = "pass"
         self.connections = 0
         self._port, self._tls = port, None
@@ -37,9 +38,9 @@ class Relay:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._tls.load_cert_chain(certificate)
         self._open: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
-        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
+        self.url = f"{'https' if certificate else 'http'}://{host}:{self.port}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from service.client.progress import Progress
     from service.client.record import JobRecord
     from service.client.submit import Submission
+    from service.upload import UploadPlan
 
 Function = Callable[..., Any]
 
@@ -95,10 +96,11 @@ def submit(
     keep_address(address)
     with opened(address) as api:
         require_cluster(api)
-        spec = _uploaded(loaded.spec) if upload else loaded.spec
-        return run_there(
-            api, spec, uploads=upload, overwrite=overwrite, mode=mode, reuse_name=reuse_name, output=output
-        )
+        from service.upload import spec_there
+
+        bring = _planned_uploads(loaded.spec) if upload else None
+        spec = spec_there(bring) if bring else loaded.spec
+        return run_there(api, spec, bring=bring, overwrite=overwrite, mode=mode, reuse_name=reuse_name, output=output)
 
 
 @click.command()
@@ -123,7 +125,7 @@ def resume(api: Api, job: str, mode: str, reuse_name: bool, output: str) -> int:
             text = f"was not submitted by whisper-jobs, and so its spec is not known; give its root{_hint(record)}"
             raise InputError([Fault(record.submission_id, text)])
         spec = found
-    return run_there(api, spec, uploads=False, overwrite=False, mode=mode, reuse_name=reuse_name, output=output)
+    return run_there(api, spec, bring=None, overwrite=False, mode=mode, reuse_name=reuse_name, output=output)
 
 
 def require_cluster(api: Api) -> None:
@@ -134,9 +136,19 @@ def require_cluster(api: Api) -> None:
 
 
 def run_there(
-    api: Api, spec: JobSpec, *, uploads: bool, overwrite: bool, mode: str, reuse_name: bool, output: str
+    api: Api, spec: JobSpec, *, bring: UploadPlan | None, overwrite: bool, mode: str, reuse_name: bool, output: str
 ) -> int:
-    """Submit a job, or attach to it, and watch it as asked; returns the exit code."""
+    """Submit a job, or attach to it, and watch it as asked; returns the exit code.
+
+    Args:
+        api: the cluster.
+        spec: the job, with what is to be uploaded where it will be.
+        bring: what is to be uploaded once the cluster is known to fit.
+        overwrite: delete what an earlier run has left.
+        mode: FOLLOW, WAIT or DETACH.
+        reuse_name: take a name that another job has.
+        output: form of the result.
+    """
     from service.client.check import look, require_fit
     from service.client.package import DISTRIBUTION, make_package
     from service.client.submit import submit as submit_job
@@ -145,9 +157,11 @@ def run_there(
 
     def check() -> None:
         click.echo(f"checking on {api.cluster.url}: versions, resources, storage, files", err=True)
-        looked = look(api, package, with_spec=True)
+        looked = look(api, package, with_spec=True, files=bring is None)
         warn(f"{note['where']}: {note['message']}" for note in looked.notes)
-        require_fit(looked, uploads=uploads)
+        require_fit(looked, uploads=bring is not None)
+        if bring:
+            _upload(bring)
 
     submission = submit_job(
         api,
@@ -240,18 +254,14 @@ def _hint(record: JobRecord) -> str:
     return f" ({record.root})" if record.root else ", or its spec to `whisper-jobs submit`"
 
 
-def _uploaded(spec: JobSpec) -> JobSpec:
-    """The spec with what it names here in its storage."""
+def _upload(plan: UploadPlan) -> None:
     from service.storage import Storage
-    from service.upload import plan_uploads, upload, uploads_uri
+    from service.upload import upload
 
-    storage = Storage(uploads_uri(spec))
-    storage.require_access(write=True)
-    with transfer_bar("hashing") as progress:
-        plan = plan_uploads(spec, storage, progress)
-    click.echo(f"uploading to {storage.path()}: {plan.words()}", err=True)
-    with transfer_bar("uploading") as progress:
-        return upload(plan, storage, progress)
+    click.echo(f"uploading to {plan.uri}: {plan.words()}", err=True)
+    if plan.new_files:
+        with transfer_bar("uploading") as progress:
+            upload(plan, Storage(plan.uri), progress)
 
 
 def _show_plan(loaded: LoadedSpec, *, upload: bool, gpu: str | None, prices: Path | None, output: str) -> int:
@@ -261,7 +271,7 @@ def _show_plan(loaded: LoadedSpec, *, upload: bool, gpu: str | None, prices: Pat
     spec = loaded.spec
     plan = make_plan(spec)
     expected = estimate(spec, plan, known_dims(spec.training.base_model), gpu, read_prices(prices) if prices else None)
-    uploads = _planned_uploads(spec) if upload else None
+    uploads = _planned_uploads(spec, look=False) if upload else None
     if output == "json":
         facts: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "plan": plan.as_dict()}
         facts["warnings"] = loaded.warnings
@@ -289,11 +299,25 @@ def _show_plan(loaded: LoadedSpec, *, upload: bool, gpu: str | None, prices: Pat
     return EXIT_DONE
 
 
-def _planned_uploads(spec: JobSpec) -> Any:
-    """What an upload would bring; what is there already is looked up if the store can be reached."""
+def _planned_uploads(spec: JobSpec, *, look: bool = True) -> UploadPlan:
+    """What an upload would bring.
+
+    Args:
+        spec: the job, as it reads from this machine.
+        look: whether the store must say what it has already; else it is asked if it answers.
+    """
     from service.storage import Storage
     from service.upload import plan_uploads, uploads_uri
 
-    storage = Storage(uploads_uri(spec), patience_s=5)
+    uri = uploads_uri(spec)
+    storage = Storage(uri)
+    asked: Storage | None = storage
+    try:
+        storage.require_access(write=look)
+    except InputError as error:
+        if look:
+            raise
+        warn([f"what is there already is not known: {error}"])
+        asked = None
     with transfer_bar("hashing") as progress:
-        return plan_uploads(spec, storage, progress)
+        return plan_uploads(spec, uri, asked, progress)

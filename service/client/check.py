@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
 from service.client.api import Api
-from service.client.package import DISTRIBUTION, Package, bring
+from service.client.package import DISTRIBUTION, SPEC_FILE, Package, bring
 from service.client.record import JobRecord
 from service.errors import Fault, InfeasibleError, InputError, NotFoundError, UnreachableError
 from service.spec.paths import is_uri
@@ -89,15 +89,17 @@ def require_fitting_ray(version: str) -> None:
             )
 
 
-def look(api: Api, package: Package, *, with_spec: bool) -> Looked:
+def look(api: Api, package: Package, *, with_spec: bool, files: bool = True) -> Looked:
     """Have the cluster look around.
 
     Args:
         api: the cluster.
         package: code, and the spec to look for.
         with_spec: whether it holds one.
+        files: whether what the spec names must be there already.
     """
-    answer = run_errand(api, package, f"check{' --config spec.json' if with_spec else ''}")
+    words = f"check{f' --config {SPEC_FILE}' if with_spec else ''}{'' if files else ' --no-files'}"
+    answer = run_errand(api, package, words)
     return Looked(**answer)
 
 

@@ -8,6 +8,6 @@ send.py    the way there, gone on with where it stopped
 """
 
 from service.upload.plan import Item, UploadPlan, plan_uploads, uploads_uri
-from service.upload.send import upload
+from service.upload.send import spec_there, upload
 
-__all__ = ["Item", "UploadPlan", "plan_uploads", "upload", "uploads_uri"]
+__all__ = ["Item", "UploadPlan", "plan_uploads", "spec_there", "upload", "uploads_uri"]

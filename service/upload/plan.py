@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service.artifacts import size_text
 from service.errors import Fault, InputError, ManifestError
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
@@ -89,6 +90,12 @@ class UploadPlan:
     csvs: dict[str, str] = field(repr=False, default_factory=dict)
     """CSVs to write that are not there yet, by name below the root: the local CSV of each."""
     local: Files = field(repr=False, default_factory=Files)
+
+    def words(self) -> str:
+        """In one line."""
+        there = self.files - self.new_files
+        known = f", {there:,} are there already" if there else ""
+        return f"{self.new_files:,} of {self.files:,} files, {size_text(self.new_bytes)}{known}"
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON."""

@@ -43,6 +43,11 @@ def upload(plan: UploadPlan, storage: Storage, progress: Progress | None = None)
         _send(plan, storage, meter.advance)
     except OSError as error:  # of a local root; one on object storage has errors of its own
         raise StorageError(f"{storage.path()}: cannot be written ({error.strerror or error})") from error
+    return spec_there(plan)
+
+
+def spec_there(plan: UploadPlan) -> JobSpec:
+    """The spec with what is local replaced by where it will be. Names come from contents: it is known beforehand."""
     return with_values(plan.spec, {item.setting: item.value for item in plan.items})
 
 
