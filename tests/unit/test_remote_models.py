@@ -62,7 +62,7 @@ def test_an_adapter_trained_on_it_names_the_uri_and_is_found_on_it_again(
     base: str, prefix: str, tmp_path: Path
 ) -> None:
     adapted, _ = attach(load_whisper(base).model, JobSpec().training)
-    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     named = json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
     assert named == base
     root = Storage(f"s3://{BUCKET}/{prefix}/adapter")
