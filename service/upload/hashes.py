@@ -35,35 +35,33 @@ class Files:
     """Local files, each looked at and hashed once, by absolute path."""
 
     def __init__(self) -> None:
-        self._sizes: dict[str, int | str] = {}
-        self._hashed: dict[str, LocalFile] = {}
+        # A size before it is hashed; a text says why it cannot be sent.
+        self._found: dict[str, int | str | LocalFile] = {}
 
     def __getitem__(self, path: str) -> LocalFile:
-        return self._hashed[path]
+        found = self._found[path]
+        if not isinstance(found, LocalFile):
+            raise KeyError(path)
+        return found
 
     def __contains__(self, path: str) -> bool:
-        return path in self._hashed
+        return isinstance(self._found.get(path), LocalFile)
 
     def look(self, paths: Iterable[str]) -> None:
         """See what there is, before `problem` and `hash`."""
-        self._sizes.update(_each(_size_of, (path for path in paths if path not in self._sizes)))
+        self._found.update(_each(_size_of, (path for path in paths if path not in self._found)))
 
     def problem(self, path: str) -> str:
         """Why a file cannot be sent; empty where it can."""
-        found = self._sizes[path]
+        found = self._found[path]
         return found if isinstance(found, str) else ""
 
     def hash(self, progress: Progress | None) -> list[Fault]:
         """Hash all that have been looked at and can be sent; returns what is wrong with those that cannot be read."""
-        sizes = {path: size for path, size in self._sizes.items() if isinstance(size, int)}
+        sizes = {path: size for path, size in self._found.items() if isinstance(size, int)}
         meter = Meter(sum(sizes.values()), progress)
-        faults = []
-        for path, found in _each(lambda path: _hash(path, meter), sizes):
-            if isinstance(found, str):
-                faults.append(Fault(path, found))
-            else:
-                self._hashed[path] = found
-        return faults
+        self._found.update(_each(lambda path: _hash(path, meter), sizes))
+        return [Fault(path, found) for path in sizes if isinstance(found := self._found[path], str)]
 
 
 def _each(function: Callable[[str], Result], paths: Iterable[str]) -> Iterator[tuple[str, Result]]:
