@@ -54,6 +54,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = READY_S) 
 class Node:
     """One `ray start --block` with all of its processes."""
 
+    name: str
     process: subprocess.Popen[bytes]
     log: Path
     network: str | None = None
@@ -182,13 +183,12 @@ class RayCluster:
 
     def add_node(self, cpus: int, *, wait: bool = True) -> Node:
         """Start another worker node."""
-        known = len(self.alive()) if wait else 0
         network, address = self.bridge.add_network() if self.bridge else (None, self.host)
         arguments = [f"--address={self.address}", f"--num-cpus={cpus}", f"--node-ip-address={address}"]
         node = self._launch(arguments, network)
         self.nodes.append(node)
         if wait:
-            self._await(lambda: len(self.alive()) > known, "the node has not joined", node)
+            self._await(lambda: node.name in self.names(), "the node has not joined", node)
         return node
 
     def await_nodes(self, count: int, seconds: float = READY_S) -> None:
@@ -216,6 +216,10 @@ class RayCluster:
         summary = found.get("data", {}).get("summary", [])
         return [node for node in summary if node.get("raylet", {}).get("state") == "ALIVE"]
 
+    def names(self) -> list[str]:
+        """The names of the living nodes, as the cluster sees it."""
+        return [node["raylet"].get("nodeName", "") for node in self.alive()]
+
     def ask(self, path: str) -> Any:
         """What the dashboard answers; None: nothing."""
         request = urllib.request.Request(self.dashboard + path, headers={"Authorization": f"Bearer {self.token}"})
@@ -239,12 +243,13 @@ class RayCluster:
 
     def _launch(self, arguments: list[str], network: str | None) -> Node:
         self.started += 1
-        own = self.folder / f"n{self.started}"
-        log = self.folder / f"n{self.started}.log"
+        name = f"n{self.started}"
+        own, log = self.folder / name, self.folder / f"{name}.log"
         around = ["ip", "netns", "exec", network] if network else []
         arguments = [
             *arguments,
             "--block",
+            f"--node-name={name}",
             f"--temp-dir={own}",
             "--object-store-memory=100000000",
             f"--node-manager-port={free_port()}",
@@ -264,7 +269,7 @@ class RayCluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        return Node(process, log, network)
+        return Node(name, process, log, network)
 
     def _variables(self) -> dict[str, str]:
         every = child_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}

@@ -35,13 +35,15 @@ class Moves:
     def __init__(self, job: Job, resources: Resources) -> None:
         self.reason: str | None = None
         """Why the group is to move; None: it is not."""
+        self.leaving = False
+        """Whether it is because a node goes away."""
         self.ends_here = False
         """Whether it is the job's own node that goes away: then the job ends, with a checkpoint."""
         self._job, self._looked = job, 0.0
         self._here: str = ray.get_runtime_context().get_node_id()
         self._most = job.spec.resources.workers
-        missing = self._most - resources.workers
-        self._wish = Wish(replace(resources, workers=missing)) if missing > 0 else None
+        self._missing = replace(resources, workers=self._most - resources.workers)
+        self._wish: Wish | None = None
 
     def __enter__(self) -> Moves:
         return self
@@ -61,14 +63,19 @@ class Moves:
     def _found(self) -> str | None:
         leaving = draining_nodes()
         if self._here in leaving:
-            self.ends_here = True
+            self.leaving = self.ends_here = True
             return f"the job's own node {address_of(self._here)} is being taken away"
         if leaving:
             nodes = leaving & ray.get(self._job.events.bell.nodes.remote())
             if nodes:
+                self.leaving = True
                 where = ", ".join(sorted(address_of(node) for node in nodes))
                 return f"node {where} is being taken away"
-        if self._wish and self._wish.granted():
+        if self._missing.workers <= 0 or self._job.events.silent_s is None:
+            return None
+        # Not before the workers have begun: it would take the room that they wait for.
+        self._wish = self._wish or Wish(self._missing)
+        if self._wish.granted():
             return f"there is room for {self._most} workers again"
         return None
 

@@ -85,6 +85,7 @@ def train_on_ray(job: Job, revision: str | None) -> dict[str, Any]:
     config = {"spec": job.spec.to_json(), "root": job.root.path(), "revision": revision}
     limit, failures, resources = job.spec.resources.max_failures, 0, job.resources
     while True:
+        counted = ""
         with Moves(job, resources) as moves:
             try:
                 _fit(job, _trainer(job, config, resources), moves)
@@ -101,13 +102,13 @@ def train_on_ray(job: Job, revision: str | None) -> dict[str, Any]:
                 if moves.ends_here:
                     raise StoppedError(f"{moves.reason}, before a checkpoint was written. {GO_ON}") from error
                 again = str(error).removesuffix(GO_ON)
-                if moves.reason:
+                if moves.leaving:
                     again = f"{again}It came too soon for a checkpoint: {moves.reason}. "
                 else:
                     failures += 1
+                    counted = f" ({failures} of {limit}: resources.max_failures)"
                     if failures > limit:
                         raise
-        counted = f" ({failures} of {limit}: resources.max_failures)" if failures and not moves.reason else ""
         text = f"{again}Starting the workers again{counted}"
         job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
         release_placement_groups()

@@ -12,7 +12,7 @@ import torch
 from clusters import Node, RayCluster
 from engine import job, read_lines, saved_adapter
 from planning import Faults
-from running import TIMEOUT_S, Finished, start, steps_of, wait_until, write
+from running import Finished, start, steps_of, write
 
 from service.artifacts import verify
 from service.spec.job import JobSpec
@@ -29,21 +29,36 @@ def spec_of(base: Path, data: Path, root: Path | str, **resources: Any) -> JobSp
     return job(base, data, Path("unused"), sections, **settings | {"outdir": str(root)})
 
 
+PATIENCE_S = 280
+"""How long a job may take to anything that a test waits for; most take a tenth of it."""
+
+started: list[subprocess.Popen[str]] = []
+"""The jobs of the present test."""
+
+
 def begin(spec: JobSpec, folder: Path, cluster: RayCluster, **variables: str) -> subprocess.Popen[str]:
     """Start the job's driver on this machine, as part of the cluster."""
-    return start(
+    process = start(
         "--config", write(spec, folder), "-o", "json", cluster=cluster, variables=variables, start_new_session=True
     )
+    started.append(process)
+    return process
 
 
 def end(process: subprocess.Popen[str]) -> Finished:
     """Wait for the job's end."""
-    started = time.monotonic()
-    try:
-        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
-    finally:
-        process.kill()
-    return Finished(process.returncode, stdout, stderr, time.monotonic() - started)
+    begun = time.monotonic()
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    return Finished(process.returncode, stdout, stderr, time.monotonic() - begun)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Look until a condition holds; a job that ends before it is an error."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.05)
 
 
 def hold(faults: Faults, spec: JobSpec, folder: Path, cluster: RayCluster, step: int = 6) -> subprocess.Popen[str]:

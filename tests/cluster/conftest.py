@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bad_days import spec_of
+from bad_days import spec_of, started
 from engine import prepared
 from gloo import train_in_processes
 from planning import Faults
@@ -27,5 +28,9 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
 
 
 @pytest.fixture(autouse=True)
-def _no_fault_of_before(faults: Faults) -> None:
+def _nothing_of_before(faults: Faults) -> Iterator[None]:
+    """No fault of the test before, and no job of it."""
     faults.clear()
+    yield
+    while started:
+        started.pop().kill()
