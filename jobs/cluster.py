@@ -22,17 +22,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.failures import GO_ON, explain, first_line
+from jobs.local_ray import LOCAL, is_local
 from jobs.stopping import StopSignals
 from service.errors import InfeasibleError, OutOfMemoryError, WhisperJobsError, WorkerLostError
 from service.spec.job import JobSpec
 
 Emit = Callable[[dict[str, Any]], None]
 
-LOCAL_ENVIRONMENT = {
-    # Ray's own default depends on whether a token lies about; a local Ray listens on this machine alone.
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
 DEATHS = (
     ray.exceptions.WorkerCrashedError,
@@ -72,17 +68,17 @@ class Resources:
 def connected(signals: StopSignals) -> Iterator[bool]:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start a local Ray until this ends.
 
+    Before Ray is imported, `jobs.local_ray.give_token` makes the local one refuse everybody else.
+
     Args:
         signals: takes the signals back from Ray, which sets a handler that ends the process without a word.
 
     Yields:
         whether Ray is a local one of our own.
     """
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    local = address == "local"
+    address, local = os.environ.get("RAY_ADDRESS") or LOCAL, is_local()
     if local:
-        for name, value in LOCAL_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     else:
         _require_answer(address)
     logging.getLogger("ray").setLevel(logging.ERROR)

@@ -118,6 +118,8 @@ class RayCluster:
     dashboard_port: int = field(default_factory=free_port)
     head: Node | None = None
     nodes: list[Node] = field(default_factory=list)
+    gcs: subprocess.Popen[bytes] | None = None
+    """The GCS that `restart_gcs` has started, outside of the head's session."""
     started: int = 0
 
     @classmethod
@@ -147,8 +149,9 @@ class RayCluster:
             cluster.await_nodes(1 + len(workers))
             yield cluster
         finally:
-            for node in [*cluster.nodes, *([cluster.head] if cluster.head else [])]:
-                node.kill()
+            for node in list(cluster.nodes):
+                cluster.kill_node(node)
+            cluster.kill_head()
             if bridge:
                 bridge.close()
             shutil.rmtree(folder, ignore_errors=True)
@@ -206,9 +209,26 @@ class RayCluster:
 
     def kill_head(self) -> None:
         """SIGKILL to all processes of the head."""
+        if self.gcs:
+            self.gcs.kill()
+            self.gcs.wait()
+        if self.head:
+            self.head.kill()
+        self.gcs = self.head = None
+
+    def restart_gcs(self) -> None:
+        """Kill the head's GCS, and start it again with the same command line and environment (it wants Redis).
+
+        `ray start --block` would end the whole head with it, so that one is stopped first.
+        """
         assert self.head
-        self.head.kill()
-        self.head = None
+        before = self.head.process_named("gcs_server")
+        line, variables, folder = before.cmdline(), before.environ(), before.cwd()
+        self.head.process.send_signal(signal.SIGSTOP)
+        before.kill()
+        wait_for(lambda: not _runs(before), "the GCS does not end")
+        with open(self.head.log, "ab") as output:
+            self.gcs = subprocess.Popen(line, env=variables, cwd=folder, stdout=output, stderr=output)
 
     def alive(self) -> list[dict[str, Any]]:
         """What the cluster says of its living nodes; nothing while it does not answer."""

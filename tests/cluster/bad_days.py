@@ -61,10 +61,12 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         time.sleep(0.05)
 
 
-def hold(faults: Faults, spec: JobSpec, folder: Path, cluster: RayCluster, step: int = 6) -> subprocess.Popen[str]:
+def hold(
+    faults: Faults, spec: JobSpec, folder: Path, cluster: RayCluster, step: int = 6, **variables: str
+) -> subprocess.Popen[str]:
     """Start the job and have the worker of rank 1 wait before a step (1, 2, ...); the other waits for it."""
     faults.plan("before a step", "wait", count=step, rank=1)
-    process = begin(spec, folder, cluster)
+    process = begin(spec, folder, cluster, **variables)
     wait_until(lambda: faults.fired, process)
     return process
 
