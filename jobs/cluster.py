@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import os
 import re
 import socket
@@ -201,7 +202,8 @@ def _infeasible(needed: Resources, missing: str, where: str) -> InfeasibleError:
     way_out = "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
     if missing:
         way_out = f"L{way_out[1:]}"
-        return InfeasibleError(f"resources: {needed.workers} workers ask for {missing}; {where} has no more. {way_out}")
+        asking = "1 process asks" if needed.workers == 1 else f"{needed.workers} workers ask"
+        return InfeasibleError(f"resources: {asking} for {missing}; {where} has no more. {way_out}")
     return InfeasibleError(
         f"resources: {needed.workers} workers ask for {_words(needed)}, which {where} has, but other jobs hold them. "
         f"Wait longer (resources.wait_s), or {way_out}"
@@ -376,6 +378,7 @@ def run_tasks(
     *,
     cpus: float = 1,
     gpus: float = 0,
+    wait_s: float = math.inf,
     check: Callable[[], None] = lambda: None,
 ) -> list[Any]:
     """Run a function as one Ray task per tuple of arguments; those whose process dies are tried again.
@@ -385,20 +388,25 @@ def run_tasks(
         calls: the arguments of each call.
         cpus: CPUs of each task.
         gpus: GPUs of each task.
+        wait_s: how long to wait for a node where there is none that could run one.
         check: called again and again while they run; what it raises ends the wait.
 
     Raises:
         WhisperJobsError: as one of them raised it.
+        InfeasibleError: no node could run one.
         WorkerLostError: the process of one died, each time that it was tried.
     """
     task = _task(function, cpus=cpus, gpus=gpus)
     tasks = [task.remote(*arguments) for arguments in calls]
     results: list[Any] = []
-    lost = 0
+    lost, needed, homeless_since = 0, Resources(1, cpus, gpus), math.inf
     while len(results) < len(calls):
         index = len(results)
         while not ray.wait([tasks[index]], timeout=_POLL_S)[0]:
             check()
+            homeless_since = math.inf if _fitting(needed) else min(homeless_since, time.monotonic())
+            if time.monotonic() - homeless_since > wait_s:
+                raise _infeasible(needed, _missing(needed), "the cluster")
         try:
             results.append(ray.get(tasks[index]))
         except ray.exceptions.RayError as error:

