@@ -1,6 +1,7 @@
 # make demo    set up, then run the main job on this machine: speech in, a better Whisper out
 # make test    set up, then lint, type-check and test
 # make test-faults  set up, then kill, stop, starve and fill up jobs at every moment (half an hour)
+# make test-cluster  set up, then take nodes, networks, heads and stores away from jobs on clusters (a quarter of an hour)
 # make bench-export  memory and time of the merge beside PEFT's, at whisper-medium's size (10 GB of space; minutes)
 # make setup   only the environment
 
@@ -11,7 +12,7 @@ TORCH ?= "torch>=2.13,<2.14"
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-faults bench-export setup lint docs constraints clean
+.PHONY: demo test test-faults test-cluster bench-export setup lint docs constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -22,10 +23,13 @@ demo: $(VENV)/.demo
 	$(BIN)/whisper-jobs run configs/demo.yaml --overwrite
 
 test: lint
-	$(BIN)/python -m pytest -m "not faults"
+	$(BIN)/python -m pytest -m "not faults and not cluster"
 
 test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest tests/faults
+
+test-cluster: $(VENV)/.test
+	$(BIN)/python -m pytest tests/cluster
 
 # Where the disk is slow: make bench-export WORK=/dev/shm
 bench-export: $(VENV)/.test

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import os
 import re
 import socket
@@ -13,27 +14,22 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.failures import GO_ON, explain, first_line
+from jobs.local_ray import LOCAL, is_local
 from jobs.stopping import StopSignals
 from service.errors import InfeasibleError, OutOfMemoryError, WhisperJobsError, WorkerLostError
 from service.spec.job import JobSpec
 
 Emit = Callable[[dict[str, Any]], None]
 
-LOCAL_ENVIRONMENT = {
-    # Ray's own default depends on whether a token lies about; a local Ray listens on this machine alone.
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
 DEATHS = (
     ray.exceptions.WorkerCrashedError,
@@ -45,8 +41,14 @@ DEATHS = (
 
 _MOST_WORKERS = 10_000
 
+ELASTIC_SHARE = 0.1
+"""How much of `resources.wait_s` an elastic job waits for room for all of its workers."""
+
 _TRIES = 4
 _POLL_S = 0.2
+_PLACING_S = 5.0
+"""What Ray takes at most to place workers where there is room."""
+_TRYING_S = 1.0
 _ANSWER_S = 10.0
 
 
@@ -67,17 +69,17 @@ class Resources:
 def connected(signals: StopSignals) -> Iterator[bool]:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start a local Ray until this ends.
 
+    Before Ray is imported, `jobs.local_ray.give_token` makes the local one refuse everybody else.
+
     Args:
         signals: takes the signals back from Ray, which sets a handler that ends the process without a word.
 
     Yields:
         whether Ray is a local one of our own.
     """
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    local = address == "local"
+    address, local = os.environ.get("RAY_ADDRESS") or LOCAL, is_local()
     if local:
-        for name, value in LOCAL_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     else:
         _require_answer(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -120,7 +122,7 @@ def resources_for(spec: JobSpec) -> Resources:
 def require_resources(
     spec: JobSpec, *, local: bool, tell: Callable[[str], None], check: Callable[[], None] = lambda: None
 ) -> Resources:
-    """Wait until the cluster can hold the job; an autoscaler is told what is asked for.
+    """Wait until the cluster has room for the job's workers; an autoscaler sees what is asked for.
 
     Args:
         spec: the job.
@@ -128,52 +130,117 @@ def require_resources(
         tell: takes a line for whoever watches.
         check: called again and again; what it raises ends the wait.
 
+    Returns:
+        what there is room for: all workers, or, for an elastic job that has waited a while, fewer.
+
     Raises:
-        InfeasibleError: it cannot, within `resources.wait_s` (at once on a local Ray, which never grows).
+        InfeasibleError: there is none, within `resources.wait_s` (at once on a local Ray, which never grows).
     """
-    deadline = time.monotonic() + (0 if local else spec.resources.wait_s)
-    # Ray Train's own patience with a cluster that is busy with other jobs.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(max(60.0, spec.resources.wait_s)))
-    waiting = False
-    while True:
-        needed = resources_for(spec)
-        missing = _missing(needed)
-        if not missing:
-            if waiting:
-                request_resources(bundles=[])
-            if not local and not needed.gpus and spec.resources.gpus_per_worker is None:
-                tell("the cluster has no GPU: training on CPUs (resources.gpus_per_worker: 1 waits for GPUs)")
-            return needed
-        if not local and not waiting:
-            waiting = True
-            request_resources(bundles=[needed.per_worker()] * needed.workers)
-            tell(f"waiting for the cluster to offer {missing}, {spec.resources.wait_s:g} s at most")
-        if time.monotonic() >= deadline:
-            if waiting:
-                request_resources(bundles=[])
-            where = "this machine" if local else "the cluster"
-            raise InfeasibleError(
-                f"resources: {needed.workers} workers ask for {missing}; {where} has no more. "
-                "Lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
-            )
-        check()
-        time.sleep(min(1.0, max(_POLL_S, deadline - time.monotonic())))
+    needed = resources_for(spec)
+    if local or not needed.workers:
+        if missing := missing_resources(needed):
+            raise _infeasible(needed, missing, "this machine" if local else "the cluster")
+        return needed
+    wait_s, started, told = spec.resources.wait_s, time.monotonic(), False
+    wish = Wish(needed)
+    try:
+        while not wish.granted(_POLL_S):
+            check()
+            waited_s, missing = time.monotonic() - started, missing_resources(needed)
+            elastic = spec.resources.min_workers is not None and waited_s >= wait_s * ELASTIC_SHARE
+            if elastic and (fewer := _fewer(spec, needed)):
+                tell(f"there is room for {fewer.workers} of {needed.workers} workers: going on with them")
+                return fewer
+            if waited_s >= wait_s + (0 if missing else _PLACING_S):
+                raise _infeasible(needed, missing, "the cluster")
+            if not told and (missing or waited_s >= _PLACING_S):
+                told = True
+                tell(f"waiting for the cluster to offer {missing or _words(needed)}, {wait_s:g} s at most")
+            if needed != (needed := resources_for(spec)):  # a node with GPUs has come, or has gone
+                wish.withdraw()
+                wish = Wish(needed)
+    finally:
+        wish.withdraw()
+    if not needed.gpus and spec.resources.gpus_per_worker is None:
+        tell("the cluster has no GPU: training on CPUs (resources.gpus_per_worker: 1 waits for GPUs)")
+    return needed
 
 
-def _missing(needed: Resources) -> str:
+class Wish:
+    """Room for workers, asked for by a placement group: it waits for its turn, and an autoscaler adds nodes for it.
+
+    `ray.autoscaler.sdk.request_resources` would be one request for the whole cluster: that of the last job to call it.
+    """
+
+    def __init__(self, resources: Resources) -> None:
+        self._group: Any = placement_group([resources.per_worker()] * resources.workers)
+
+    def granted(self, timeout_s: float = 0) -> bool:
+        """Whether there is room now: it is held until the wish is withdrawn."""
+        return bool(self._group.wait(timeout_s))
+
+    def withdraw(self) -> None:
+        """Ask no more, and give back."""
+        remove_placement_group(self._group)
+
+
+def _fewer(spec: JobSpec, needed: Resources) -> Resources | None:
+    """As many workers as there is room for, at least `min_workers` of them; None: there is not."""
+    most = min(needed.workers - 1, _fitting(needed))
+    for workers in range(most, (spec.resources.min_workers or 1) - 1, -1):
+        fewer = replace(needed, workers=workers)
+        wish = Wish(fewer)
+        try:
+            if wish.granted(_TRYING_S):
+                return fewer
+        finally:
+            wish.withdraw()
+    return None
+
+
+def _infeasible(needed: Resources, missing: str, where: str) -> InfeasibleError:
+    way_out = "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
+    if missing:
+        way_out = f"L{way_out[1:]}"
+        asking = "1 process asks" if needed.workers == 1 else f"{needed.workers} workers ask"
+        return InfeasibleError(f"resources: {asking} for {missing}; {where} has no more. {way_out}")
+    return InfeasibleError(
+        f"resources: {needed.workers} workers ask for {_words(needed)}, which {where} has, but other jobs hold them. "
+        f"Wait longer (resources.wait_s), or {way_out}"
+    )
+
+
+def missing_resources(needed: Resources) -> str:
     """What no placement on the present nodes can give, in words; empty where all fits."""
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return "" if _fitting(needed) >= needed.workers else _words(needed, _nodes())
+
+
+def _fitting(needed: Resources) -> int:
+    """How many such workers the present nodes can hold, were there no other job."""
     fitting = 0
-    for node in nodes:
+    for node in _nodes():
         room = [node.get(name, 0.0) / amount for name, amount in needed.per_worker().items() if amount]
         fitting += int(min(room)) if room else needed.workers
-    if fitting >= needed.workers:
-        return ""
+    return fitting
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _words(needed: Resources, nodes: list[dict[str, float]] | None = None) -> str:
+    """What the workers ask for, and what there is of it."""
     parts = []
     for name, amount in needed.per_worker().items():
-        total = sum(node.get(name, 0.0) for node in nodes)
-        parts.append(f"{amount * needed.workers:g} {name}s (there are {total:g})")
+        there = "" if nodes is None else f" (there are {sum(node.get(name, 0.0) for node in nodes):g})"
+        parts.append(f"{amount * needed.workers:g} {name}s{there}")
     return " and ".join(parts)
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that are about to be taken away: preempted, drained by hand, or stopped with SIGTERM."""
+    # There is no public call that asks; Ray Train's own watcher asks here too, but then decides by itself.
+    return set(ray._private.state.state.get_draining_nodes())
 
 
 class EventLog:
@@ -205,15 +272,29 @@ class StopBell:
     """Tells all workers to stop. A Ray actor of coroutines: each worker waits in it, and threads would be too many."""
 
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
+        self.reset_now()
 
     async def ring(self) -> None:
         """Ask all workers to stop."""
         self._rung.set()
 
-    async def wait(self) -> None:
-        """Return when they are to stop."""
+    async def reset(self) -> None:
+        """Begin anew, for another group of workers."""
+        self.reset_now()
+
+    async def wait(self, node: str) -> None:
+        """Return when the worker on this node is to stop."""
+        self._nodes.add(node)
         await self._rung.wait()
+
+    async def nodes(self) -> set[str]:
+        """Ids of the nodes on which workers wait."""
+        return self._nodes
+
+    def reset_now(self) -> None:
+        """See `reset`."""
+        self._rung = asyncio.Event()
+        self._nodes: set[str] = set()
 
 
 class StopFlag:
@@ -224,7 +305,7 @@ class StopFlag:
     """
 
     def __init__(self, bell: Any) -> None:
-        self._asked = bell.wait.remote()
+        self._asked = bell.wait.remote(ray.get_runtime_context().get_node_id())
 
     def is_set(self) -> bool:
         """Whether it was. (Also where the driver has gone: this worker is about to go too.)"""
@@ -297,6 +378,7 @@ def run_tasks(
     *,
     cpus: float = 1,
     gpus: float = 0,
+    wait_s: float = math.inf,
     check: Callable[[], None] = lambda: None,
 ) -> list[Any]:
     """Run a function as one Ray task per tuple of arguments; those whose process dies are tried again.
@@ -306,20 +388,25 @@ def run_tasks(
         calls: the arguments of each call.
         cpus: CPUs of each task.
         gpus: GPUs of each task.
+        wait_s: how long to wait for a node where there is none that could run one.
         check: called again and again while they run; what it raises ends the wait.
 
     Raises:
         WhisperJobsError: as one of them raised it.
+        InfeasibleError: no node could run one.
         WorkerLostError: the process of one died, each time that it was tried.
     """
     task = _task(function, cpus=cpus, gpus=gpus)
     tasks = [task.remote(*arguments) for arguments in calls]
     results: list[Any] = []
-    lost = 0
+    lost, needed, homeless_since = 0, Resources(1, cpus, gpus), math.inf
     while len(results) < len(calls):
         index = len(results)
         while not ray.wait([tasks[index]], timeout=_POLL_S)[0]:
             check()
+            homeless_since = math.inf if _fitting(needed) else min(homeless_since, time.monotonic())
+            if time.monotonic() - homeless_since > wait_s:
+                raise _infeasible(needed, missing_resources(needed), "the cluster")
         try:
             results.append(ray.get(tasks[index]))
         except ray.exceptions.RayError as error:

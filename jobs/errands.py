@@ -165,8 +165,9 @@ def _can_grow() -> bool:
 
 
 def _resource_faults(spec: str, answer: dict[str, Any]) -> Iterator[Found]:
-    from jobs.cluster import _missing as missing_resources
-    from jobs.cluster import resources_for
+    from dataclasses import replace
+
+    from jobs.cluster import missing_resources, resources_for
     from service.spec.job import JobSpec
 
     job = JobSpec.model_validate_json(spec)
@@ -174,9 +175,12 @@ def _resource_faults(spec: str, answer: dict[str, Any]) -> Iterator[Found]:
     if not (missing := missing_resources(needed)):
         return
     where, text = "resources", f"{needed.workers} workers ask for {missing}"
-    if answer["can_grow"]:
-        way_out = f"the job waits resources.wait_s = {job.resources.wait_s:g} s for the autoscaler to add nodes"
-        answer["notes"].append({"kind": "resources", "where": where, "message": f"{text}; {way_out}"})
+    fewest = job.resources.min_workers
+    fits = fewest is not None and not missing_resources(replace(needed, workers=fewest))
+    if answer["can_grow"] or fits:
+        then = f"then {fewest} or more begin" if fits else "the autoscaler may add nodes"
+        message = f"{text}; the job waits for them as resources.wait_s says ({job.resources.wait_s:g} s), {then}"
+        answer["notes"].append({"kind": "resources", "where": where, "message": message})
         return
     way_out = "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker, or add nodes"
     yield {"kind": "resources", "where": where, "message": f"{text}, and the cluster has no more; {way_out}"}

@@ -48,7 +48,8 @@ class Job:
 
     def run(self, function: Callable[..., Any], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Any:
         """Run a function as a Ray task and return what it returns; see `jobs.cluster.run_tasks`."""
-        return run_tasks(function, [arguments], cpus=cpus, gpus=gpus, check=self.signals.check)[0]
+        wait_s = self.spec.resources.wait_s
+        return run_tasks(function, [arguments], cpus=cpus, gpus=gpus, wait_s=wait_s, check=self.signals.check)[0]
 
 
 def describe(job: Job, what: str, model: str, revision: str | None = None) -> BaseModelRecord:

@@ -10,6 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from jobs.local_ray import give_token
 from service.errors import (
     EXIT_DONE,
     EXIT_INTERNAL,
@@ -42,6 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     if not options.no_warnings:
         for warning in loaded.warnings:
             print(f"warning: {warning}", file=sys.stderr)
+    give_token()
     from jobs.pipeline import run_job
     from jobs.progress import Reporter
     from jobs.publish import refused_artifacts

@@ -54,6 +54,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = READY_S) 
 class Node:
     """One `ray start --block` with all of its processes."""
 
+    name: str
     process: subprocess.Popen[bytes]
     log: Path
     network: str | None = None
@@ -117,6 +118,8 @@ class RayCluster:
     dashboard_port: int = field(default_factory=free_port)
     head: Node | None = None
     nodes: list[Node] = field(default_factory=list)
+    gcs: subprocess.Popen[bytes] | None = None
+    """The GCS that `restart_gcs` has started, outside of the head's session."""
     started: int = 0
 
     @classmethod
@@ -146,8 +149,9 @@ class RayCluster:
             cluster.await_nodes(1 + len(workers))
             yield cluster
         finally:
-            for node in [*cluster.nodes, *([cluster.head] if cluster.head else [])]:
-                node.kill()
+            for node in list(cluster.nodes):
+                cluster.kill_node(node)
+            cluster.kill_head()
             if bridge:
                 bridge.close()
             shutil.rmtree(folder, ignore_errors=True)
@@ -182,13 +186,12 @@ class RayCluster:
 
     def add_node(self, cpus: int, *, wait: bool = True) -> Node:
         """Start another worker node."""
-        known = len(self.alive()) if wait else 0
         network, address = self.bridge.add_network() if self.bridge else (None, self.host)
         arguments = [f"--address={self.address}", f"--num-cpus={cpus}", f"--node-ip-address={address}"]
         node = self._launch(arguments, network)
         self.nodes.append(node)
         if wait:
-            self._await(lambda: len(self.alive()) > known, "the node has not joined", node)
+            self._await(lambda: node.name in self.names(), "the node has not joined", node)
         return node
 
     def await_nodes(self, count: int, seconds: float = READY_S) -> None:
@@ -206,15 +209,36 @@ class RayCluster:
 
     def kill_head(self) -> None:
         """SIGKILL to all processes of the head."""
+        if self.gcs:
+            self.gcs.kill()
+            self.gcs.wait()
+        if self.head:
+            self.head.kill()
+        self.gcs = self.head = None
+
+    def restart_gcs(self) -> None:
+        """Kill the head's GCS, and start it again with the same command line and environment (it wants Redis).
+
+        `ray start --block` would end the whole head with it, so that one is stopped first.
+        """
         assert self.head
-        self.head.kill()
-        self.head = None
+        before = self.head.process_named("gcs_server")
+        line, variables, folder = before.cmdline(), before.environ(), before.cwd()
+        self.head.process.send_signal(signal.SIGSTOP)
+        before.kill()
+        wait_for(lambda: not _runs(before), "the GCS does not end")
+        with open(self.head.log, "ab") as output:
+            self.gcs = subprocess.Popen(line, env=variables, cwd=folder, stdout=output, stderr=output)
 
     def alive(self) -> list[dict[str, Any]]:
         """What the cluster says of its living nodes; nothing while it does not answer."""
         found = self.ask("/nodes?view=summary") or {}
         summary = found.get("data", {}).get("summary", [])
         return [node for node in summary if node.get("raylet", {}).get("state") == "ALIVE"]
+
+    def names(self) -> list[str]:
+        """The names of the living nodes, as the cluster sees it."""
+        return [node["raylet"].get("nodeName", "") for node in self.alive()]
 
     def ask(self, path: str) -> Any:
         """What the dashboard answers; None: nothing."""
@@ -239,12 +263,13 @@ class RayCluster:
 
     def _launch(self, arguments: list[str], network: str | None) -> Node:
         self.started += 1
-        own = self.folder / f"n{self.started}"
-        log = self.folder / f"n{self.started}.log"
+        name = f"n{self.started}"
+        own, log = self.folder / name, self.folder / f"{name}.log"
         around = ["ip", "netns", "exec", network] if network else []
         arguments = [
             *arguments,
             "--block",
+            f"--node-name={name}",
             f"--temp-dir={own}",
             "--object-store-memory=100000000",
             f"--node-manager-port={free_port()}",
@@ -264,7 +289,7 @@ class RayCluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        return Node(process, log, network)
+        return Node(name, process, log, network)
 
     def _variables(self) -> dict[str, str]:
         every = child_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}

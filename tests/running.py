@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clusters import RayCluster
 from engine import environment, read_lines
 
 from service.spec.job import JobSpec
@@ -52,13 +53,17 @@ def command(*arguments: Any, program: tuple[str, ...] = JOB) -> list[str]:
 
 def start(
     *arguments: Any,
-    cluster: str | None = None,
+    cluster: str | RayCluster | None = None,
     variables: dict[str, str] | None = None,
     program: tuple[str, ...] = JOB,
     **options: Any,
 ) -> subprocess.Popen[str]:
-    """Start a job on a cluster, or on a local Ray of its own."""
-    address = {"RAY_ADDRESS": cluster, "RAY_AUTH_MODE": "disabled"} if cluster else {}
+    """Start a job on a cluster (an address alone: one without authentication), or on a local Ray of its own."""
+    address: dict[str, str] = {}
+    if isinstance(cluster, RayCluster):
+        address = cluster.variables()
+    elif cluster:
+        address = {"RAY_ADDRESS": cluster, "RAY_AUTH_MODE": "disabled"}
     return subprocess.Popen(
         command(*arguments, program=program),
         cwd=ROOT,
@@ -72,7 +77,7 @@ def start(
 
 def run(
     *arguments: Any,
-    cluster: str | None = None,
+    cluster: str | RayCluster | None = None,
     variables: dict[str, str] | None = None,
     program: tuple[str, ...] = JOB,
 ) -> Finished:

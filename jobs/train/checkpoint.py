@@ -2,7 +2,7 @@
 
 adapter/    the adapter as it is, in PEFT's format
 best/       the best adapter by WER so far, with best.json
-state.pt    optimizer, schedule, loss scale, step, history, and every worker's random states
+state.pt    optimizer, schedule, loss scale, step, history, and every virtual rank's random states
 """
 
 from __future__ import annotations
@@ -109,19 +109,17 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    folder: Path, model: Any, parts: dict[str, Any], rank: int
-) -> tuple[Progress, dict[str, Tensor] | None]:
+    folder: Path, model: Any, parts: dict[str, Any]
+) -> tuple[Progress, dict[str, Tensor] | None, list[dict[str, Any]]]:
     """Put a checkpoint's content back where it came from.
 
     Returns:
-        how far the run had come, and the best adapter so far.
+        how far the run had come, the best adapter so far, and the random states of each virtual rank.
     """
     set_peft_model_state_dict(model, load_file(folder / ADAPTER / WEIGHTS))
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     for name, part in parts.items():
         if part is not None:
             part.load_state_dict(state["parts"][name])
-    if rank < len(state["random"]):
-        restore_random_states(state["random"][rank])
     best = folder / BEST / WEIGHTS
-    return Progress(**state["progress"]), load_file(best) if best.exists() else None
+    return Progress(**state["progress"]), load_file(best) if best.exists() else None, state["random"]

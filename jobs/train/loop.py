@@ -34,13 +34,8 @@ from jobs.inits import INITIAL, begin, initial_sha256, without_adapter
 from jobs.model import Whisper, load_whisper
 from jobs.progress import transfer_events
 from jobs.score import summarise
-from jobs.train.checkpoint import (
-    Progress,
-    adapter_state,
-    random_states,
-    read_checkpoint,
-    write_checkpoint,
-)
+from jobs.train.checkpoint import Progress, adapter_state, read_checkpoint, write_checkpoint
+from jobs.train.ranks import VirtualRanks
 from jobs.train.runtime import Runtime, make_runtime
 from jobs.train.session import Session
 from jobs.train.step import forward_loss
@@ -90,11 +85,12 @@ class Trainer:
         self.settings, self.revision = task.spec.training, task.revision
         self.runtime: Runtime = make_runtime(task.spec, self.storage, session)
         self.train_set, self.val_set = Dataset.from_file(task.train), Dataset.from_file(task.val)
+        self.ranks = VirtualRanks(task.spec.resources.workers, session.rank, session.workers)
         self.schedule = Schedule(
             rows=len(self.train_set),
             per_dev_batch=self.settings.per_dev_batch,
             grad_accum=self.settings.grad_accum,
-            workers=session.workers,
+            workers=self.ranks.total,
             seed=self.settings.seed,
         )
         self.steps = self.schedule.steps_per_epoch * self.settings.epochs
@@ -171,8 +167,7 @@ class Trainer:
         self.scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.steps)
         self.first_learning_step = 2 if warmup else 1  # a warm-up begins at a learning rate of 0
         self.optimizer = self.runtime.prepare_optimizer(optimizer)
-        # Each worker drops out its own units; the seed of the order of rows is not touched by this.
-        seed_everything(self.settings.seed + 1_000_003 * self.session.rank)
+        self.ranks.seed(self.settings.seed)
         self._resume()
         trainable = sum(parameter.numel() for parameter in self.parameters)
         self.session.emit(
@@ -194,7 +189,8 @@ class Trainer:
         step, initial = distributed.gather([found])[0], initial_sha256(self.storage)
         if step is not None:
             folder = self.checkpoints.folder(step)
-            self.progress, self.best = read_checkpoint(folder, self.model, self._parts(), self.session.rank)
+            self.progress, self.best, states = read_checkpoint(folder, self.model, self._parts())
+            self.ranks.restore(states)
             self.kept_step = step
             if self.progress.initial != initial:
                 where = self.storage.path(INITIAL)
@@ -210,15 +206,20 @@ class Trainer:
 
     # The loop's body.
 
-    def _batches(self) -> Iterator[list[Batch]]:
+    def _batches(self) -> Iterator[tuple[list[Batch], ...]]:
+        """Per step, the forward passes of each of this worker's virtual ranks."""
         self.model.train()
         for window in (self.window, self.whole):
             window.restart()
+        first = self.progress.step
         with inputs_that_were_there():
-            yield from self.loader.steps(self.schedule, self.session.rank, self.progress.step, self.steps)
+            yield from zip(
+                *(self.loader.steps(self.schedule, rank, first, self.steps) for rank in self.ranks.mine), strict=True
+            )
 
-    def _step(self, batches: list[Batch]) -> None:
-        tokens, stops = distributed.sum_numbers([label_tokens(batches), self.session.stopping()], self.runtime.device)
+    def _step(self, batches: tuple[list[Batch], ...]) -> None:
+        counted = sum(map(label_tokens, batches))
+        tokens, stops = distributed.sum_numbers([counted, self.session.stopping()], self.runtime.device)
         if stops:
             self._stop()
         loss = self._gradients(batches, tokens)
@@ -245,20 +246,22 @@ class Trainer:
         where = f"at step {step} of {self.steps}; its checkpoint is kept" if step else "before the first step"
         raise StoppedError(f"stopped {where}. The same command goes on from there")
 
-    def _gradients(self, batches: list[Batch], tokens: float) -> float:
+    def _gradients(self, batches: tuple[list[Batch], ...], tokens: float) -> float:
         """Forward and backward; the loss is the mean over the label tokens of all workers and passes.
 
         Args:
-            batches: this worker's forward passes.
+            batches: the forward passes of this worker's virtual ranks.
             tokens: label tokens of all workers.
         """
-        loss = 0.0
-        for batch in batches:
-            with self.runtime.autocast():
-                part = forward_loss(self.model, batch, self.runtime.device, freeze_encoder=self.settings.freeze_encoder)
-            part = part / tokens
-            loss += float(part.detach())
-            self.runtime.backward(part)
+        loss, device, frozen = 0.0, self.runtime.device, self.settings.freeze_encoder
+        for rank, passes in zip(self.ranks.mine, batches, strict=True):
+            with self.ranks.at_work(rank):
+                for batch in passes:
+                    with self.runtime.autocast():
+                        part = forward_loss(self.model, batch, device, freeze_encoder=frozen)
+                    part = part / tokens
+                    loss += float(part.detach())
+                    self.runtime.backward(part)
         (loss,) = distributed.sum_numbers([loss], self.runtime.device)
         if not math.isfinite(loss):
             raise DivergedError(self._diverged(f"the loss is {loss}"))
@@ -319,7 +322,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Keep a checkpoint of the last step; rank 0 writes it."""
-        states = distributed.gather([random_states()])
+        states = self.ranks.gather()
 
         def write(folder: Path) -> None:
             write_checkpoint(folder, self.model, self.best, self.progress, self._parts(), states)

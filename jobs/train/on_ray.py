@@ -1,7 +1,12 @@
-"""The training engine in Ray Train workers; a group that loses a worker is started again from the last checkpoint."""
+"""The training engine in Ray Train workers; a group that loses a worker is started again from the last checkpoint.
+
+So is one whose node is about to be taken away, and an elastic one for which there is more room again; these stop with a
+checkpoint of their last step first (`jobs.train.moves`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import threading
@@ -13,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from rich.markup import escape
 
 from jobs.cluster import DEATHS, Resources, StopFlag, as_user_error, release_placement_groups, root_cause
-from jobs.failures import GO_ON, explain
+from jobs.failures import GO_ON, explain, first_line
+from jobs.train.moves import Moves, PoliteTorchConfig, asked_to_end
 from service.artifacts import CHECKPOINTS
 from service.errors import (
     Fault,
@@ -59,43 +65,57 @@ class RaySession:
 
     def stopping(self) -> bool:
         """See Session."""
-        return self._stop.is_set()
+        return self._stop.is_set() or asked_to_end()
 
 
 def train_on_ray(job: Job, revision: str | None) -> dict[str, Any]:
     """Run the engine in a group of workers; returns what `jobs.train.loop.train` returns.
 
     A worker that dies costs the steps since the last checkpoint: the group is started again, `resources.max_failures`
-    times at most. Ray Train's own retries would also repeat what fails in the same way each time.
+    times at most. Ray Train's own retries would also repeat what fails in the same way each time. A group that moves
+    costs no step, and does not count.
 
     Raises:
         WhisperJobsError: as a worker raised it.
         WorkerLostError: workers died too often.
+        InfeasibleError: there is no room for the workers any more.
         HungError: a worker gave no sign of life.
-        StoppedError: the user asked for it; a checkpoint is kept.
+        StoppedError: the user asked for it, or the job's own node is taken away; a checkpoint is kept.
     """
     config = {"spec": job.spec.to_json(), "root": job.root.path(), "revision": revision}
     limit, failures, resources = job.spec.resources.max_failures, 0, job.resources
     while True:
-        try:
-            _fit(job, _trainer(job, config, resources))
-            return dict(ray.get(job.events.log.result.remote()))
-        except StoppedError as error:
-            raise job.signals.error(str(error)) from error
-        except WorkerLostError as error:
-            if job.signals.asked:
-                raise job.signals.error(f"stopped, and a worker was lost meanwhile. {GO_ON}") from error
-            failures += 1
-            if failures > limit:
-                raise
-            again = f"Starting the workers again ({failures} of {limit}: resources.max_failures)"
-            text = f"{str(error).removesuffix(GO_ON)}{again}"
-            job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
-            release_placement_groups()
-            resources = job.await_resources()
+        counted = ""
+        with Moves(job, resources) as moves:
+            try:
+                _fit(job, _trainer(job, config, resources), moves)
+                return dict(ray.get(job.events.log.result.remote()))
+            except StoppedError as error:
+                if job.signals.asked:
+                    raise job.signals.error(str(error)) from error
+                if moves.ends_here:
+                    raise StoppedError(f"{moves.reason}: {error}") from error
+                again = f"{str(error).split(';')[0]}: {moves.reason or 'a worker was asked to end (SIGTERM)'}. "
+            except WorkerLostError as error:
+                if job.signals.asked:
+                    raise job.signals.error(f"stopped, and a worker was lost meanwhile. {GO_ON}") from error
+                if moves.ends_here:
+                    raise StoppedError(f"{moves.reason}, before a checkpoint was written. {GO_ON}") from error
+                again = str(error).removesuffix(GO_ON)
+                if moves.leaving:
+                    again = f"{again}It came too soon for a checkpoint: {moves.reason}. "
+                else:
+                    failures += 1
+                    counted = f" ({failures} of {limit}: resources.max_failures)"
+                    if failures > limit:
+                        raise
+        text = f"{again}Starting the workers again{counted}"
+        job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
+        release_placement_groups()
+        resources = job.await_resources()
 
 
-def _fit(job: Job, trainer: TorchTrainer) -> None:
+def _fit(job: Job, trainer: TorchTrainer, moves: Moves) -> None:
     """One group of workers, from its start to its end.
 
     `fit` runs beside the main thread: in it, Ray takes Ctrl-C for itself and ends the process silently.
@@ -110,6 +130,7 @@ def _fit(job: Job, trainer: TorchTrainer) -> None:
 
     thread = threading.Thread(target=fit, daemon=True, name="trainer")
     job.events.forget_signs_of_life()
+    ray.get(job.events.bell.reset.remote())
     thread.start()
     told = False
     while thread.is_alive():
@@ -121,6 +142,10 @@ def _fit(job: Job, trainer: TorchTrainer) -> None:
             job.events.emit({"event": "notice", "text": "stopping with a checkpoint (Ctrl-C again: at once)"})
             job.events.bell.ring.remote()
         job.signals.check_watched()
+        if moves.look():
+            text = f"{moves.reason}: stopping with a checkpoint"
+            job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
+            job.events.bell.ring.remote()
         silent_s = job.events.silent_s
         if silent_s is not None and silent_s > job.spec.engine.timeout_s:
             raise HungError(f"the workers gave no sign of life for {silent_s:.0f} s (engine.timeout_s). {GO_ON}")
@@ -131,13 +156,15 @@ def _fit(job: Job, trainer: TorchTrainer) -> None:
 
 # How often Ray Train looks at its workers; its own 2 s are also what it takes to see that they have ended.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# It would restart the group by itself; see jobs.train.moves.
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 
 
 def _trainer(job: Job, config: dict[str, Any], resources: Resources) -> TorchTrainer:
     return TorchTrainer(
         _worker,
         train_loop_config=config | {"log": job.events.log, "bell": job.events.bell},
-        torch_config=TorchConfig(timeout_s=max(1, round(job.spec.engine.timeout_s))),
+        torch_config=PoliteTorchConfig(timeout_s=max(1, round(job.spec.engine.timeout_s))),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus > 0,
@@ -147,15 +174,17 @@ def _trainer(job: Job, config: dict[str, Any], resources: Resources) -> TorchTra
             # Checkpoints are our own (jobs.train.store): Ray Train keeps nothing to go on from under this name.
             name=".wj-ray-train",
             # It is looked at where its controller runs alone, and so need not be shared.
-            storage_path=job.root.path(CHECKPOINTS) if job.root.is_local else _aside(job.spec.job_id),
-            # Without a limit a group that cannot be placed is tried for ever.
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+            storage_path=job.root.path(CHECKPOINTS) if job.root.is_local else _aside(job.root.path()),
+            # All is tried again in `train_on_ray`, once there is room.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
 
 
-def _aside(job_id: str) -> str:
-    return str(Path(tempfile.gettempdir()) / f"whisper-jobs-{os.getuid()}" / job_id)
+def _aside(root: str) -> str:
+    """A folder of this run's own on this machine: others may have the same job id, and another root."""
+    name = hashlib.sha256(root.encode()).hexdigest()[:16]
+    return str(Path(tempfile.gettempdir()) / f"whisper-jobs-{os.getuid()}" / name)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -186,6 +215,9 @@ def _worker(config: dict[str, Any]) -> None:
 
 def cause_of(error: BaseException) -> WhisperJobsError:
     """What ended a group of workers. One worker's error makes the others fail in their collectives."""
+    cause = root_cause(error)
+    if type(cause).__name__.startswith("WorkerGroupStartup"):  # what goes wrong before there are workers
+        return WorkerLostError(f"the workers could not be started ({first_line(cause)}). {GO_ON}")
     failures: Mapping[int, BaseException] = getattr(error, "worker_failures", None) or {0: error}
     return as_user_error(min((failure for _, failure in sorted(failures.items())), key=_weight))
 

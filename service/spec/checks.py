@@ -104,7 +104,15 @@ def _offload(spec: JobSpec) -> Findings:
 
 
 def _resources(spec: JobSpec) -> Findings:
-    gpus, workers = spec.resources.gpus_per_worker, spec.resources.workers
+    gpus, workers, fewest = spec.resources.gpus_per_worker, spec.resources.workers, spec.resources.min_workers
+    if fewest is not None and fewest > workers:
+        yield Finding(
+            ("resources.min_workers", "resources.workers"),
+            f"is more than resources.workers ({workers}); give {workers} or less, or leave it out"
+            if workers
+            else "has no effect with resources.workers 0, which trains in the job's own process; leave it out",
+            fewest,
+        )
     if gpus is None or gpus == 0:
         return
     if gpus > 1 and not gpus.is_integer():

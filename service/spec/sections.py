@@ -132,6 +132,12 @@ class ResourcesConfig(Spec):
     workers: Int = Field(default=1, ge=0)
     """Training workers (processes), one model copy each. 0: train inside the job's own process, for debugging."""
 
+    min_workers: Int | None = Field(default=None, ge=1, examples=[1])
+    """Elastic training: the fewest workers to go on with. Where there is room for fewer than `workers`, at the start or
+    after a node was lost, the job waits a tenth of `wait_s` for all of them and then takes what there is; when room for
+    all has come, it takes it, from a checkpoint. Each worker does the work of several then: batches and dropout stay as
+    they are, and the result differs by rounding alone. Default (null): `workers`, always."""
+
     gpus_per_worker: Float | None = Field(default=None, ge=0, examples=[1])
     """GPUs of each worker. Default: 1 where the cluster has GPUs, else 0."""
 
@@ -139,11 +145,13 @@ class ResourcesConfig(Spec):
     """CPUs of each worker."""
 
     wait_s: Float = Field(default=300, ge=0)
-    """How long to wait, in seconds, for a cluster that cannot hold the job yet (an autoscaler may add nodes)."""
+    """How long to wait, in seconds, for a cluster that cannot hold the job yet: an autoscaler may add nodes, other jobs
+    may end, a node that was lost may be replaced."""
 
     max_failures: Int = Field(default=3, ge=0)
     """How often the training goes on by itself, from its last checkpoint, after a worker process has died. What would
-    fail again in the same way (bad input, a full disk, too little memory) ends the job at once."""
+    fail again in the same way (bad input, a full disk, too little memory) ends the job at once. A node that is taken
+    away with notice (drained, preempted, SIGTERM) does not count."""
 
 
 class StorageConfig(Spec):

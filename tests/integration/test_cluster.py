@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engine import environment
+from running import ROOT
 
-from jobs.cluster import Events, as_user_error, connected, require_resources, resources_for, run_tasks
+from jobs.cluster import (
+    Events,
+    Resources,
+    Wish,
+    as_user_error,
+    connected,
+    require_resources,
+    resources_for,
+    run_tasks,
+)
 from jobs.stopping import SIGNALS, StopSignals
 from service.errors import Fault, InfeasibleError, JobFailedError, ManifestError, WorkerLostError
 from service.spec.job import JobSpec
@@ -155,6 +168,63 @@ def test_what_does_not_fit_on_the_nodes_is_named(joined: bool, asked: dict[str, 
         require_resources(spec_of(**asked), local=True, tell=told.append)
     assert missing in str(caught.value)
     assert told == []
+
+
+def test_a_task_that_no_node_could_run_is_given_up(joined: bool) -> None:
+    with pytest.raises(InfeasibleError, match=r"^resources: 1 process asks for 9 CPUs \(there are 4\)"):
+        run_tasks(os.getpid, [()], cpus=9, wait_s=0)
+
+
+def test_a_wish_for_room_holds_it_until_it_is_withdrawn_and_is_nobody_elses(joined: bool) -> None:
+    first, second = (Wish(Resources(workers, 1, 0)) for workers in (3, 2))
+    try:
+        assert first.granted(30)
+        assert not second.granted(0.5)
+        first.withdraw()
+        assert second.granted(30), "the other's withdrawal took nothing from it"
+    finally:
+        second.withdraw()
+
+
+def test_an_elastic_job_takes_what_room_there_is_but_not_less_than_it_says(joined: bool) -> None:
+    told: list[str] = []
+    found = require_resources(spec_of(workers=6, min_workers=2), local=False, tell=told.append)
+    assert found.workers == 4
+    assert told == ["there is room for 4 of 6 workers: going on with them"]
+    with pytest.raises(InfeasibleError, match=r"6 workers ask for 6 CPUs \(there are 4\)"):
+        require_resources(spec_of(workers=6, min_workers=5), local=False, tell=told.append)
+
+
+LOCAL_RAY = """
+from jobs.local_ray import give_token
+give_token()
+from jobs.cluster import connected, ray
+from jobs.stopping import StopSignals
+with connected(StopSignals()) as local:
+    assert local
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("stranger", [{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, {}])
+def test_nobody_else_can_join_a_local_ray(stranger: dict[str, str]) -> None:
+    known = environment() | {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "1" * 64}  # neither counts
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCAL_RAY], cwd=ROOT, env=known, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        address = process.stdout.readline().strip()
+        assert address
+        joining = f"import ray; ray.init({address!r}, logging_level='ERROR'); print('joined')"
+        clean = {name: value for name, value in known.items() if not name.startswith("RAY_")}
+        tried = subprocess.run(
+            [sys.executable, "-c", joining], env=clean | stranger, capture_output=True, text=True, timeout=100
+        )
+        process.communicate("\n")
+    assert process.returncode == 0
+    assert tried.returncode != 0
+    assert "joined" not in tried.stdout
 
 
 def test_an_error_of_ours_is_not_wrapped() -> None:

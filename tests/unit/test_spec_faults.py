@@ -191,6 +191,16 @@ ONE_FAULT = {
     ),
     "unknown attention": (spec(engine={"attention": "flash"}), "engine.attention", "did you mean 'flash_attention_2'?"),
     "unknown tracker": (spec(engine={"report_to": ["wandbb"]}), "engine.report_to", "did you mean wandb?"),
+    "more workers at least than at most": (
+        spec(resources={"workers": 2, "min_workers": 3}),
+        "resources.min_workers",
+        "is more than resources.workers (2); give 2 or less",
+    ),
+    "elastic without workers": (
+        spec(resources={"workers": 0, "min_workers": 1}),
+        "resources.min_workers",
+        "has no effect with resources.workers 0",
+    ),
     "one and a half GPUs": (spec(resources={"gpus_per_worker": 1.5}), "resources.gpus_per_worker", "whole number"),
     "a shared GPU": (
         spec(resources={"gpus_per_worker": 0.5, "workers": 2}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from running import JOB, TIMEOUT_S, Finished, start
 
-INJECT = Path(__file__).parent / "inject"
+INJECT = Path(__file__).parent / "faults/inject"
 
 
 @dataclass
@@ -32,13 +33,19 @@ class Faults:
             path.unlink()
 
     @property
+    def pid(self) -> int:
+        """Of the process in which the moment came."""
+        return int(json.loads((self.folder / "fired").read_text())["pid"])
+
+    @property
     def fired(self) -> bool:
         """Whether the moment came."""
-        return (self.folder / "fired").exists()
+        return (self.folder / "fired").exists() and bool((self.folder / "fired").read_text())
 
     def variables(self) -> dict[str, str]:
         """What processes need to know."""
-        return {"WHISPER_JOBS_FAULTS": str(self.folder), "PYTHONPATH": str(INJECT)}
+        paths = [str(INJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {"WHISPER_JOBS_FAULTS": str(self.folder), "PYTHONPATH": os.pathsep.join(paths)}
 
     def go(self) -> None:
         """Let a process go on that waits."""
