@@ -23,6 +23,7 @@ class Relay:
         port: of the server behind it.
         certificate: a file with key and certificate: clients then speak TLS.
         host: the address of this machine to listen on.
+        drop: connections whose first bytes have this text in them are closed.
 
     Attributes:
         mode: what happens to new connections: `pass`, `refuse` (closed at once), `hold` (taken, never answered), or an
@@ -30,10 +31,10 @@ class Relay:
         connections: how many there were.
     """
 
-    def __init__(self, port: int, certificate: Path | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, certificate: Path | None = None, host: str = "127.0.0.1", drop: str = "") -> None:
         self.mode: str | bytes = "pass"
         self.connections = 0
-        self._port, self._tls = port, None
+        self._port, self._drop, self._tls = port, drop.encode(), None
         if certificate:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._tls.load_cert_chain(certificate)
@@ -75,12 +76,15 @@ class Relay:
                 while client.recv(65536):
                     pass
             elif self.mode == "pass":
-                self._pass(client)
+                first = client.recv(65536) if self._drop else b""
+                if not (self._drop and self._drop in first):
+                    self._pass(client, first)
         self._open.discard(client)
         client.close()
 
-    def _pass(self, client: socket.socket) -> None:
+    def _pass(self, client: socket.socket, first: bytes) -> None:
         with socket.create_connection(("127.0.0.1", self._port)) as server:
+            server.sendall(first)
             self._open.add(server)
             back = threading.Thread(target=_pump, args=(server, client), daemon=True)
             back.start()

@@ -164,6 +164,8 @@ class Api:
                 ping_timeout=_SPACE,
                 close_timeout=1,
                 max_size=None,
+                # Ray's dashboard passes the offer on to the process behind it, and cannot read what that then compresses.
+                compression=None,
             )
         except InvalidStatus as error:
             status = error.response.status_code

@@ -103,14 +103,15 @@ def follow(api: Api, job_id: str, take: Say, tell: Say, patience_s: float = PATI
     """
     log, known = Log(take), Watch(api, job_id, tell, patience_s)
     while True:
-        try:
-            with api.tail(job_id) as connection:
-                _read(connection, log.restart(), known)
-        except (UnreachableError, ConnectionClosed, OSError):
-            pass  # whether the job goes on is asked for below
+        before = log.seen
+        # Whether the job goes on where the stream does not is asked for below.
+        with contextlib.suppress(UnreachableError, ConnectionClosed, OSError), api.tail(job_id) as connection:
+            _read(connection, log.restart(), known)
         record = known.look()
+        if log.seen == before or record.status.is_terminal:
+            _read_whole(api, job_id, log)  # what the stream has left out, or all where a proxy lets none through
         if record.status.is_terminal:
-            _read_rest(api, job_id, log)
+            log.finish()
             return record
         time.sleep(_POLL_S)
 
@@ -175,8 +176,7 @@ def _read(connection: ClientConnection, reading: Reading, known: Watch) -> None:
         reading.add(piece if isinstance(piece, str) else piece.decode("utf-8", "replace"))
 
 
-def _read_rest(api: Api, job_id: str, log: Log) -> None:
-    """What the stream has left out; of a node that has gone there is no more to be had."""
+def _read_whole(api: Api, job_id: str, log: Log) -> None:
+    """The log in one piece; of a node that has gone there is no more to be had."""
     with contextlib.suppress(UnreachableError, NotFoundError):
         log.read_whole(api.logs(job_id))
-    log.finish()

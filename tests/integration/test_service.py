@@ -23,6 +23,8 @@ from objectstore import BUCKET, Server
 from relay import Relay
 from running import CLI, ROOT, Finished, run, start, wait_until
 
+from service.client.address import find_cluster
+from service.client.api import Api
 from service.spec.job import JobSpec
 
 pytestmark = pytest.mark.slow
@@ -300,6 +302,25 @@ def root_of(head: RayCluster, name: str) -> Path | None:
 def steps_told(root: Path) -> int:
     path = root / "events.jsonl"
     return sum('"event": "step"' in line for line in path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_log_is_followed_while_it_is_written_with_and_without_a_stream(
+    head: RayCluster, laptop: dict[str, str], whisper_jobs: Submit, long_job: str
+) -> None:
+    job_id = json.loads(whisper_jobs("status", long_job, "-o", "json").stdout)["submission_id"]
+    api = Api(find_cluster(head.dashboard, laptop))
+    with api, api.tail(job_id) as stream:
+        said = ""
+        while "base WER" not in said:
+            said += str(stream.recv(timeout=100))
+    relay = Relay(head.dashboard_port, drop="/logs/tail")
+    process = start("logs", "-f", long_job, "--address", relay.url, program=CLI, variables=laptop)
+    assert process.stdout is not None
+    while "base WER" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    relay.close()
 
 
 def test_ctrl_c_leaves_a_job_that_goes_on(laptop: dict[str, str], whisper_jobs: Submit, long_job: str) -> None:
