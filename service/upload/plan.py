@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from service.artifacts import size_text
 from service.errors import Fault, InputError, ManifestError
+from service.spec import look
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
 from service.storage import Progress, Storage
@@ -179,11 +180,13 @@ def _folders(spec: JobSpec) -> tuple[dict[str, _Folder], list[Fault]]:
     base = spec.export.base if spec.kind == "export" else None
     if model and is_local(model):
         add(setting, model, model_files)
-        if base is None and is_local(named := base_of(Path(model))):
+        named = base_of(Path(model)) if base is None else None
+        # One that is not here may be where the job runs: the job tells.
+        if named and is_local(named) and look.is_dir(named):
             if spec.kind == "export":
                 base = named
             else:
-                faults.append(_base_elsewhere(setting, Path(model), str(named)))
+                faults.append(_base_elsewhere(setting, Path(model), named))
         if spec.kind == "export" and spec.evaluation.csv is None and setting in found:
             if lends_rows(Path(model)):
                 found[setting].files[VAL] = Path(model, VAL).absolute()
@@ -206,26 +209,18 @@ def _base_elsewhere(setting: str, folder: Path, base: str) -> Fault:
 
 
 def _csv_faults(source: str, files: Files, *, reject: bool) -> list[Fault]:
-    """What is wrong with a CSV and its rows; rows that the job may leave out are left to it."""
+    """What is wrong with a CSV and its rows, SHOWN_FAULTS of them at most; rows that the job may leave out are left to
+    it."""
+    shown: list[Fault] = []
+    count = 0
     try:
-        rows = list(_first(row_faults(source, files), reject=reject))
+        for fault in row_faults(source, files):
+            count += not reject
+            if len(shown) < count <= SHOWN_FAULTS:
+                shown.append(fault)
     except ManifestError as error:
-        return error.faults
-    return rows
-
-
-def _first(faults: Iterable[Fault], *, reject: bool) -> Iterable[Fault]:
-    """At most SHOWN_FAULTS of them, and the number of the others."""
-    more = 0
-    for number, fault in enumerate(faults, 1):
-        if reject:
-            continue
-        if number <= SHOWN_FAULTS:
-            yield fault
-        else:
-            more += 1
-    if more:
-        yield Fault("...", f"and {more} more rows")
+        return [*shown, *error.faults]
+    return [*shown, Fault("...", f"and {count - len(shown)} more rows")] if count > len(shown) else shown
 
 
 def _raise(faults: list[Fault]) -> None:

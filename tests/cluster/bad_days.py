@@ -26,6 +26,7 @@ def spec_of(base: Path, data: Path, root: Path | str, **resources: Any) -> JobSp
     """The job: two workers, dropout, checkpoints every three steps."""
     sections = {"resources": {"workers": 2, "wait_s": 60} | resources}
     settings: dict[str, Any] = {"epochs": 4, "lora_dropout": 0.2, "save_steps": 3, "eval_steps": 7}
+    settings["merge_lora"] = False  # a day is bad enough in training
     return job(base, data, Path("unused"), sections, **settings | {"outdir": str(root)})
 
 

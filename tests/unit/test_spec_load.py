@@ -243,7 +243,7 @@ def test_the_order_of_patterns_is_part_of_the_hash(folder):
 
 def test_place_and_patience_are_not_part_of_the_hash(folder):
     plain = load(folder, {"training": DATA}).spec
-    moved = {"name": "x", "storage": {"uri": "elsewhere"}, "resources": {"wait_s": 1}}
+    moved = {"name": "x", "storage": {"uri": "elsewhere"}, "resources": {"wait_s": 1, "min_workers": 1}}
     other = load(folder, {"training": DATA | {"outdir": "out"}} | moved).spec
 
     assert plain.sha256 == other.sha256

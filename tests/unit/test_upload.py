@@ -508,6 +508,9 @@ def test_an_export_takes_its_adapters_local_base_along_and_an_evaluation_says_wh
         InputError, match=r"evaluation\.model: .* an adapter on .*/base, a folder of this machine; merge"
     ):
         plan_of(scoring(made, folder, bucket))
+    elsewhere = run(tmp_path / "elsewhere", "/on/the/cluster/base", "/here/val.csv")
+    assert send(scoring(elsewhere, folder, bucket)).evaluation.model, "the base may be where the job runs"
+    assert send(exporting(elsewhere, bucket, csv=str(folder / "val.csv"))).export.base is None
     checkpoint(made / "merged")
     with pytest.raises(InputError, match=r"score its merged model, .*/run/merged"):
         plan_of(scoring(made, folder, bucket))
