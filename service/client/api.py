@@ -164,7 +164,7 @@ class Api:
                 ping_timeout=_SPACE,
                 close_timeout=1,
                 max_size=None,
-                # Ray's dashboard passes the offer on to the process behind it, and cannot read what that then compresses.
+                # Ray's dashboard passes the offer on to a process behind it, and cannot read what that compresses.
                 compression=None,
             )
         except InvalidStatus as error:
