@@ -40,7 +40,9 @@ class Screen:
             self._update(self.progress)
             if event and event["event"] == "progress":
                 return
-        self._console.print(line, markup=False)
+            self._console.print(line, markup=False)
+        else:
+            click.echo(line, err=True)
 
     def tell(self, text: str) -> None:
         """Show what goes on with the connection."""
