@@ -29,7 +29,7 @@ test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest tests/faults
 
 test-cluster: $(VENV)/.test
-	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m pytest -m cluster
 
 # Where the disk is slow: make bench-export WORK=/dev/shm
 bench-export: $(VENV)/.test

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ EXPORTS = [line for line in ON_HEAD.splitlines() if line.startswith("export ")]
 
 @dataclass
 class Machine:
-    """A place with a home folder and, but for the laptop, a network of its own."""
+    """A place with a home folder and, but for the laptop, a network and a /tmp of its own."""
 
     home: Path
     network: str | None = None
@@ -39,7 +40,11 @@ class Machine:
 
     def run(self, lines: str, timeout_s: int = 540) -> str:
         """Run lines as one shell; returns what they print. Daemons of them go on."""
-        inside = ["ip", "netns", "exec", self.network] if self.network else []
+        inside: list[str] = []
+        if self.network:
+            # Ray's nodes keep their files under /tmp/ray, each its own.
+            inside = ["ip", "netns", "exec", self.network, "unshare", "--mount"]
+            lines = f"mount --bind {self.home}/tmp /tmp\n{lines}"
         kept = {name: value for name, value in environment().items() if not name.startswith(("RAY_", "AWS_"))}
         variables = {"HOME": str(self.home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         variables |= {"RAY_USAGE_STATS_ENABLED": "0", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -70,19 +75,20 @@ class Machine:
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Iterator[dict[str, Machine]]:
+def machines() -> Iterator[dict[str, Machine]]:
     """A head and two workers on one bridge, and a laptop that reaches them."""
     if why := networks_missing():
         pytest.skip(why)
     bridge = Bridge()
     found = {}
+    place = Path(tempfile.mkdtemp(prefix="wj-", dir="/var/tmp"))
     try:
         for name in ("head", "one", "two"):
             network, address = bridge.add_network()
-            found[name] = Machine(tmp_path / name, network, address)
-        found["laptop"] = Machine(tmp_path / "laptop", None, bridge.address)
+            found[name] = Machine(place / name, network, address)
+        found["laptop"] = Machine(place / "laptop", None, bridge.address)
         for machine in found.values():
-            machine.home.mkdir()
+            (machine.home / "tmp").mkdir(parents=True)
         yield found
     finally:
         for machine in found.values():
@@ -90,6 +96,7 @@ def machines(tmp_path: Path) -> Iterator[dict[str, Machine]]:
                 machine.end()
         wait_for(lambda: not any(_pids(m.network) for m in found.values() if m.network), "processes stay")
         bridge.close()
+        shutil.rmtree(place)
 
 
 def _pids(network: str) -> list[str]:

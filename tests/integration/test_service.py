@@ -177,6 +177,7 @@ def test_of_two_clients_that_submit_one_spec_at_once_one_submits_and_both_see_it
     assert sorted(outcome["attached"] for outcome in outcomes) == [False, True]
 
 
+@pytest.mark.cluster
 def test_of_two_specs_that_take_one_name_at_once_one_gives_way(
     head: RayCluster, whisper_jobs: Submit, spec_at: Callable[..., Path], laptop: dict[str, str]
 ) -> None:
@@ -245,6 +246,7 @@ def driver_of(job_id: str) -> psutil.Process:
     raise AssertionError(f"no process of {job_id}")
 
 
+@pytest.mark.cluster
 def test_a_job_that_does_not_stop_is_killed_after_its_grace_and_a_killed_one_goes_on(
     head: RayCluster, whisper_jobs: Submit, long_job: str
 ) -> None:
@@ -270,6 +272,7 @@ def _same(submitted: dict[str, Any]) -> list[str]:
     return [str(Path(submitted["root"]) / "spec.json")]
 
 
+@pytest.mark.cluster
 def test_a_follow_survives_cut_connections_and_a_head_that_is_away_for_a_while(
     head: RayCluster, laptop: dict[str, str], spec_at: Callable[..., Path], whisper_jobs: Submit
 ) -> None:
@@ -336,6 +339,7 @@ def test_ctrl_c_leaves_a_job_that_goes_on(laptop: dict[str, str], whisper_jobs: 
     assert whisper_jobs("status", long_job).code == 6
 
 
+@pytest.mark.cluster
 def test_rays_own_tools_work_on_our_jobs_and_ours_on_theirs(
     head: RayCluster,
     laptop: dict[str, str],
