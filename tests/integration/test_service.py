@@ -20,7 +20,7 @@ from clusters import RayCluster, wait_for
 from conftest import PLANTED
 from engine import environment, job, run_engine, saved_adapter
 from objectstore import BUCKET, Server
-from relay import Relay
+from relay import Relay, write_certificate
 from running import CLI, ROOT, Finished, run, start, wait_until
 
 from service.client.address import find_cluster
@@ -326,16 +326,24 @@ def test_a_log_is_followed_while_it_is_written_with_and_without_a_stream(
     relay.close()
 
 
-def test_ctrl_c_leaves_a_job_that_goes_on(laptop: dict[str, str], whisper_jobs: Submit, long_job: str) -> None:
-    process = start("logs", "-f", long_job, program=CLI, variables=laptop)
+def test_ctrl_c_leaves_a_job_that_goes_on_also_over_tls(
+    head: RayCluster, laptop: dict[str, str], whisper_jobs: Submit, long_job: str, tmp_path: Path
+) -> None:
+    certificate = write_certificate(tmp_path)
+    relay = Relay(head.dashboard_port, certificate)
+    trusting = laptop | {"SSL_CERT_FILE": str(certificate)}
+    assert run("list", "--address", relay.url, program=CLI, variables=laptop).code == 8, "not trusted without a word"
+    process = start("logs", "-f", long_job, "--address", relay.url, program=CLI, variables=trusting)
     assert process.stdout is not None
-    assert process.stdout.readline(), "it follows"
+    assert process.stdout.readline(), process.communicate()
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     job_id = json.loads(whisper_jobs("status", long_job, "-o", "json").stdout)["submission_id"]
-    assert f"{job_id} goes on without you; come back with: whisper-jobs logs -f {job_id}" in stderr
-    assert f"or end it with: whisper-jobs stop {job_id}" in stderr
+    relay.close()
+    here = f"{job_id} --address {relay.url}"
+    assert f"{job_id} goes on without you; come back with: whisper-jobs logs -f {here}" in stderr
+    assert f"or end it with: whisper-jobs stop {here}" in stderr
     assert whisper_jobs("status", long_job).code == 6
 
 
