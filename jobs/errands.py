@@ -1,4 +1,4 @@
-"""What the client has done on a cluster: `python -m jobs.errands check | kill`. The answer is one line of JSON.
+"""What the client has done on a cluster: `python -m jobs.errands check | signal`. The answer is one line of JSON.
 
 Nothing but the standard library is imported before it is known that the rest is there: that it is not, in these
 versions, is the first thing to tell.
@@ -14,7 +14,6 @@ import os
 import secrets
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ ANSWER = "whisper-jobs-says "
 DISTRIBUTION, EXTRA = "whisper-jobs", "jobs"
 _MOST_NODES = 64
 _NODE_S = 90.0
+_SHELLS = ("sh", "dash", "bash")
 _KEPT_PACKAGES = ("ray", "torch", "transformers", "peft")
 
 Found = dict[str, Any]
@@ -38,26 +38,26 @@ def main(arguments: list[str] | None = None) -> int:
     errands = parser.add_subparsers(dest="errand", required=True)
     check = errands.add_parser("check", help="What this cluster has, and whether it can hold a job.")
     check.add_argument("--config", help="The job's spec, resolved.")
-    check.add_argument("--no-files", action="store_true", help="Leave out the files that it reads.")
-    kill = errands.add_parser("kill", help="End the program of a job that does not end by itself.")
-    kill.add_argument("job")
-    kill.add_argument("--node", help="Id of the node that it runs on.")
+    check.add_argument("--brought", nargs="+", default=[], help="Settings whose files are still to come.")
+    end = errands.add_parser("signal", help="Send a signal to the program of a job.")
+    end.add_argument("job")
+    end.add_argument("name", choices=("TERM", "KILL"))
+    end.add_argument("--node", help="Id of the node that it runs on.")
     options = parser.parse_args(arguments)
-    answer = (
-        check_cluster(options.config, files=not options.no_files)
-        if options.errand == "check"
-        else kill_job(options.job, options.node)
-    )
+    if options.errand == "check":
+        answer = check_cluster(options.config, options.brought)
+    else:
+        answer = signal_job(options.job, options.name, options.node)
     print(ANSWER + json.dumps(answer, ensure_ascii=False), flush=True)
     return 0
 
 
-def check_cluster(config: str | None, *, files: bool) -> dict[str, Any]:
+def check_cluster(config: str | None, brought: list[str]) -> dict[str, Any]:
     """What the cluster has, and what keeps it from running a job.
 
     Args:
         config: path of the job's spec; None: no job in particular.
-        files: whether what it reads must be there already.
+        brought: settings whose files are not there yet, but will be.
 
     Returns:
         {"python", "packages", "nodes", "can_grow", "faults": [...], "notes": [...]}.
@@ -69,7 +69,7 @@ def check_cluster(config: str | None, *, files: bool) -> dict[str, Any]:
             answer |= _look_around()
             if config is not None:
                 spec = Path(config).read_text(encoding="utf-8")
-                answer["faults"] = [*_resource_faults(spec, answer), *_node_faults(spec, answer["notes"], files=files)]
+                answer["faults"] = [*_resource_faults(spec, answer), *_node_faults(spec, answer["notes"], brought)]
     return answer
 
 
@@ -186,7 +186,7 @@ def _resource_faults(spec: str, answer: dict[str, Any]) -> Iterator[Found]:
     yield {"kind": "resources", "where": where, "message": f"{text}, and the cluster has no more; {way_out}"}
 
 
-def _node_faults(spec: str, notes: list[Found], *, files: bool) -> Iterator[Found]:
+def _node_faults(spec: str, notes: list[Found], brought: list[str]) -> Iterator[Found]:
     """What the nodes themselves say of a job's files and of the place of its results: each fault once."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -203,8 +203,10 @@ def _node_faults(spec: str, notes: list[Found], *, files: bool) -> Iterator[Foun
         for node in nodes[:_MOST_NODES]:
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             # What is read is read where there are CPUs; results go through every node, the head with its driver too.
-            reads = files and node["Resources"].get("CPU", 0) > 0
-            calls[look.options(scheduling_strategy=here).remote(spec, mark, reads)] = node["NodeManagerAddress"]
+            reads = node["Resources"].get("CPU", 0) > 0
+            calls[look.options(scheduling_strategy=here).remote(spec, mark, reads, brought)] = node[
+                "NodeManagerAddress"
+            ]
         ready, silent = ray.wait(list(calls), num_returns=len(calls), timeout=_NODE_S)
         for call in silent:
             text = f"did not answer within {_NODE_S:.0f} s; look at it, or take it out of the cluster"
@@ -261,13 +263,14 @@ def _not_writable(root: str, error: OSError) -> Found:
     return {"kind": "storage", "where": root, "message": text}
 
 
-def look_from_node(spec: str, mark: str, reads: bool) -> list[Found]:
+def look_from_node(spec: str, mark: str, reads: bool, brought: list[str]) -> list[Found]:
     """What keeps this node from its part in a job.
 
     Args:
         spec: the job, as JSON.
         mark: of the file that the driver has put into the root.
         reads: whether it must see what the job reads.
+        brought: settings whose files are not there yet.
     """
     from service.errors import InputError
     from service.spec.job import JobSpec
@@ -288,11 +291,11 @@ def look_from_node(spec: str, mark: str, reads: bool) -> list[Found]:
     except InputError as error:
         found.append({"kind": "storage", "where": job.root, "message": str(error)})
     if reads:
-        found += _unseen(job)
+        found += _unseen(job, brought)
     return found
 
 
-def _unseen(job: Any) -> Iterator[Found]:
+def _unseen(job: Any, brought: list[str]) -> Iterator[Found]:
     """What the spec's own checks say on this node of the files that it names."""
     from service.errors import InputError, StorageError
     from service.spec import checks
@@ -307,7 +310,7 @@ def _unseen(job: Any) -> Iterator[Found]:
     for setting in READ:
         section, name = setting.split(".")
         value = getattr(getattr(job, section), name)
-        if not value or not is_uri(value):
+        if not value or not is_uri(value) or setting in brought:
             continue
         parent, _, last = value.rstrip("/").rpartition("/")
         try:
@@ -319,38 +322,45 @@ def _unseen(job: Any) -> Iterator[Found]:
             yield {"kind": "path", "where": setting, "value": value, "message": "is not there"}
 
 
-def kill_job(job: str, node: str | None) -> dict[str, Any]:
-    """End the program of a job on whichever node it runs.
+def signal_job(job: str, name: str, node: str | None) -> dict[str, Any]:
+    """Send a signal to the program of a job, on whichever node it runs.
+
+    Args:
+        job: its submission id.
+        name: `TERM`, or `KILL`, whose end is waited for.
+        node: id of the node; None: this one.
 
     Returns:
-        {"killed": process ids}.
+        {"signalled": process ids}.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     with _joined():
-        options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0}
-        if node:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
-        end: Callable[..., Any] = ray.remote(**options)(_kill_here).remote
-        return {"killed": ray.get(end(job), timeout=_NODE_S)}
+        there = node or ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(there, soft=False)
+        send: Callable[..., Any] = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(_signal_here).remote
+        return {"signalled": ray.get(send(job, name), timeout=_NODE_S)}
 
 
-def _kill_here(job: str) -> list[int]:
-    """SIGKILL for the processes that Ray has started as the program of a job, and what they have started."""
+def _signal_here(job: str, name: str) -> list[int]:
+    """The processes that Ray has started as the program of a job, and what these have started, get a signal."""
     import psutil
 
-    killed = []
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ValueError, TypeError):
             config = json.loads(process.environ().get("RAY_JOB_CONFIG_JSON_ENV_VAR", "null"))
             if config and config.get("metadata", {}).get("job_submission_id") == job:
-                process.send_signal(signal.SIGKILL)
-                killed.append(process.pid)
-    deadline = time.monotonic() + 10
-    while any(psutil.pid_exists(pid) for pid in killed) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return killed
+                found.append(process)
+    # A shell around the program would end, and Ray with it all that is still writing its checkpoint.
+    programs = [process for process in found if process.name() not in _SHELLS] or found
+    for process in found if name == "KILL" else programs:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.Signals[f"SIG{name}"])
+    if name == "KILL":
+        psutil.wait_procs(found, timeout=10)
+    return [process.pid for process in found]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -49,8 +49,8 @@ class PriceTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     currency: str = "USD"
-    gpu_hour: dict[str, float] = Field(min_length=1)
-    tflops: dict[str, float] = {}
+    gpu_hour: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    tflops: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Peaks of GPUs that are not in PEAK_TFLOPS, or other ones."""
 
 

@@ -24,14 +24,19 @@ Function = Callable[..., Any]
 ADDRESS = "whisper-jobs.address"
 
 
-def address_option(function: Function) -> Function:
-    """`--address`, passed on as `api`: the calls to that cluster, for as long as the command runs."""
-
-    @click.option(
+def address_word(function: Function) -> Function:
+    """`--address`, passed on as it is, for commands that may need no cluster."""
+    return click.option(
         "--address",
         metavar="URL",
         help="Dashboard of the Ray cluster. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, http://127.0.0.1:8265.",
-    )
+    )(function)
+
+
+def address_option(function: Function) -> Function:
+    """`--address`, passed on as `api`: the calls to that cluster, for as long as the command runs."""
+
+    @address_word
     @wraps(function)
     def with_api(address: str | None, **values: Any) -> Any:
         keep_address(address)

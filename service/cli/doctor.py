@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from service.cli.cluster import keep_address, opened
+from service.cli.cluster import address_word, keep_address, opened
 from service.cli.options import SpecCommand, SpecInput, output_options, spec_options
 from service.cli.output import print_json, warn
 from service.errors import EXIT_DONE
@@ -13,7 +13,7 @@ from service.errors import EXIT_DONE
 @click.command(cls=SpecCommand)
 @click.argument("spec", required=False)
 @spec_options
-@click.option("--address", metavar="URL", help="Dashboard of the Ray cluster, as of `submit`.")
+@address_word
 @output_options
 def doctor(spec_input: SpecInput, address: str | None, output: str) -> int:
     """Look at all that a job needs: this machine, the cluster and, with SPEC, its resources, storage and files.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from service.cli.cluster import come_back
-from service.errors import LeftError
+from service.errors import LeftError, UnreachableError
 
 if TYPE_CHECKING:
     from service.client.api import Api
@@ -64,17 +64,25 @@ class Screen:
 
 
 @contextlib.contextmanager
-def leaving(job_id: str) -> Iterator[None]:
-    """Ctrl-C ends the watching, not the job.
+def leaving(job_id: str, goes_on: str = "goes on without you; come back with") -> Iterator[None]:
+    """Ctrl-C ends the watching, not the job; and a cluster that does not answer is left with the way back.
+
+    Args:
+        job_id: the job.
+        goes_on: what is said of it.
 
     Raises:
-        LeftError: it came.
+        LeftError: Ctrl-C came.
+        UnreachableError: the cluster did not answer for too long.
     """
+    back = come_back("logs -f", job_id)
     try:
         yield
     except KeyboardInterrupt:
-        text = f"{job_id} goes on without you; come back with: {come_back('logs -f', job_id)}"
+        text = f"{job_id} {goes_on}: {back}"
         raise LeftError(f"{text}\n       or end it with: {come_back('stop', job_id)}") from None
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}. The job itself may well go on; come back with: {back}") from error
 
 
 def follow_on_screen(api: Api, job_id: str) -> tuple[JobRecord, Progress]:
@@ -82,6 +90,7 @@ def follow_on_screen(api: Api, job_id: str) -> tuple[JobRecord, Progress]:
     from service.client.follow import follow
 
     screen = Screen()
+    api.forget_errands()
     with leaving(job_id):
         try:
             return follow(api, job_id, screen.take, screen.tell), screen.progress
@@ -93,5 +102,6 @@ def wait_quietly(api: Api, job_id: str) -> JobRecord:
     """Wait for a job's end without its log."""
     from service.client.follow import wait
 
+    api.forget_errands()
     with leaving(job_id):
         return wait(api, job_id, lambda text: click.echo(f"note: {text}", err=True))

@@ -12,6 +12,7 @@ import click
 from service.artifacts import METRICS, SPEC
 from service.cli.cluster import (
     address_option,
+    address_word,
     come_back,
     complete_job,
     find_job,
@@ -70,8 +71,7 @@ def _watching(function: Function) -> Function:
 @click.option("--prices", type=Path, metavar="FILE", help="For --dry-run: prices, YAML as {gpu_hour: {H100: 2.99}}.")
 @click.option("--overwrite", is_flag=True, help="Delete what an earlier run left under the same root.")
 @_watching
-@click.option("--address", metavar="URL", help="Dashboard of the Ray cluster. Default: RAY_API_SERVER_ADDRESS, "
-              "RAY_ADDRESS, http://127.0.0.1:8265.")  # fmt: skip
+@address_word
 @output_options
 def submit(
     spec_input: SpecInput,
@@ -111,19 +111,23 @@ def submit(
 def resume(api: Api, job: str, mode: str, reuse_name: bool, output: str) -> int:
     """Go on with a job that has failed, was stopped or was lost with its cluster, from what its storage holds.
 
-    JOB is a job of this cluster, or the root of a run (a folder or URI), which needs no cluster that remembers it.
+    JOB is a job of this cluster, or the root of a run (a URI, or a folder with a / in its name), which needs no cluster
+    that remembers it.
     """
     from service.client.submit import spec_of
 
     require_cluster(api)
-    if is_uri(job) or Path(job).is_dir():
+    if is_uri(job) or "/" in job:
+        if not is_uri(job) and not Path(job).expanduser().is_dir():
+            text = "is no folder on this machine; give the job's id or, where the root is the cluster's alone, its spec"
+            raise InputError([Fault("JOB", f"{text} to `whisper-jobs submit`", job)])
         spec = _spec_at(job)
     else:
         record = find_job(api, job)
         found = spec_of(record)
         if found is None:
-            text = f"was not submitted by whisper-jobs, and so its spec is not known; give its root{_hint(record)}"
-            raise InputError([Fault(record.submission_id, text)])
+            text = "was not submitted by this version of whisper-jobs, and so its spec is not known; give its root"
+            raise InputError([Fault(record.submission_id, text + _hint(record))])
         spec = found
     return run_there(api, spec, bring=None, overwrite=False, mode=mode, reuse_name=reuse_name, output=output)
 
@@ -157,7 +161,7 @@ def run_there(
 
     def check() -> None:
         click.echo(f"checking on {api.cluster.url}: versions, resources, storage, files", err=True)
-        looked = look(api, package, with_spec=True, files=bring is None)
+        looked = look(api, package, with_spec=True, brought=[item.setting for item in bring.items] if bring else [])
         warn(f"{note['where']}: {note['message']}" for note in looked.notes)
         require_fit(looked, uploads=bring is not None)
         if bring:

@@ -86,12 +86,13 @@ def list_jobs(api: Api, every: bool, count: int, output: str) -> int:
 def logs(api: Api, job: str, follow: bool, tail: int | None, output: str) -> int:
     """Print what JOB has said. With -o json, one object a line: what each line says of the job's progress."""
     from service.client.follow import follow as follow_log
+    from service.client.record import lines_of
 
     record = find_job(api, job)
     if not follow:
-        _print_lines(_last(api.logs(record.submission_id).splitlines(), tail), output)
+        _print_lines(_last(lines_of(api.logs(record.submission_id)), tail), output)
         return EXIT_DONE
-    said = api.logs(record.submission_id).splitlines() if tail is not None else []
+    said = lines_of(api.logs(record.submission_id)) if tail is not None else []
     skip = max(0, len(said) - tail) if tail is not None else 0
 
     def take(line: str) -> None:
@@ -114,20 +115,20 @@ def logs(api: Api, job: str, follow: bool, tail: int | None, output: str) -> int
     "--grace",
     metavar="S",
     type=click.FloatRange(0, 600),
-    default=300.0,
-    show_default=True,
-    help="Seconds that the job has for a checkpoint; then its program is killed, and an earlier checkpoint counts.",
+    help="Seconds that it has for a checkpoint; then it is killed, and an earlier checkpoint counts. Default: 300.",
 )
 @address_option
 @output_options
-def stop(api: Api, job: str, grace: float, output: str) -> int:
+def stop(api: Api, job: str, grace: float | None, output: str) -> int:
     """Stop JOB with a checkpoint. `whisper-jobs resume JOB` goes on from there."""
+    from service.client.stop import DEFAULT_GRACE_S
     from service.client.stop import stop as stop_job
 
     record = find_job(api, job)
     before = record.status.is_terminal
-    with leaving(record.submission_id):
-        ended = stop_job(api, record, grace, lambda text: click.echo(f"note: {text}", err=True))
+    grace_s = DEFAULT_GRACE_S if grace is None else grace
+    with leaving(record.submission_id, goes_on="was asked to stop, and may still write its checkpoint; look with"):
+        ended = stop_job(api, record, grace_s, lambda text: click.echo(f"note: {text}", err=True))
     if output == "json":
         print_json(job_facts(ended))
     elif before:
@@ -149,10 +150,11 @@ def _checkpoint(api: Api, record: JobRecord) -> str:
 def _progress_of(api: Api, record: JobRecord) -> Progress | None:
     """What its log says; None where that cannot be read."""
     from service.client.progress import Progress, advance
+    from service.client.record import lines_of
 
     progress = Progress()
     try:
-        for line in api.logs(record.submission_id).splitlines():
+        for line in lines_of(api.logs(record.submission_id)):
             progress = advance(progress, line)
     except (UnreachableError, NotFoundError):
         return None

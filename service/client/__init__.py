@@ -9,6 +9,5 @@ submit.py    attach, refuse or submit
 follow.py    a job's log to its end, whatever happens to the connection
 progress.py  what the lines of a log say of stage, step, loss, WER and time left
 stop.py      a checkpoint first, then the end
-estimate.py  hours of GPUs, and what they cost
 doctor.py    all that a job needs of this machine and the cluster, one line each
 """

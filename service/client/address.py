@@ -70,11 +70,12 @@ def find_cluster(address: str | None, environment: Mapping[str, str] = os.enviro
 
 
 def _dashboard(value: str, where: str) -> str:
-    parts = urlsplit(value if "://" in value else f"http://{value}")
     try:
+        parts = urlsplit(value if "://" in value else f"http://{value}")
         sound = bool(parts.hostname) and parts.scheme in ("http", "https") and (parts.port or 1) > 0
     except ValueError:
-        sound = False
+        parts, sound = urlsplit(""), False
+    sound = sound and value.isprintable() and " " not in value
     if parts.scheme == "ray":
         text = "is an address of Ray's client; give the dashboard's, such as http://HEAD:8265"
         raise InputError([Fault(where, text, value)])
@@ -120,7 +121,16 @@ def _sound(token: str, where: str) -> str:
 
 
 def tls_context() -> ssl.SSLContext:
-    """Certificates are always verified: by the system's authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR."""
-    return ssl.create_default_context(
-        cafile=os.environ.get("SSL_CERT_FILE") or None, capath=os.environ.get("SSL_CERT_DIR") or None
-    )
+    """Certificates are always verified: by the system's authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR.
+
+    Raises:
+        InputError: what these name cannot be read.
+    """
+    file, folder = os.environ.get("SSL_CERT_FILE") or None, os.environ.get("SSL_CERT_DIR") or None
+    try:
+        return ssl.create_default_context(cafile=file, capath=folder)
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        where = "SSL_CERT_FILE" if file else "SSL_CERT_DIR"
+        text = f"cannot be read ({reason}); give the certificates of an authority in PEM form, or unset it"
+        raise InputError([Fault(where, text, file or folder)]) from None

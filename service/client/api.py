@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +29,9 @@ LARGEST_BODY = 100 << 20
 """Bytes that the dashboard takes in one request."""
 
 _WAIT_S = 0.5
+CALL = "call"
+"""In the metadata of a job: a number of the call that has submitted it."""
+
 _SETTLED_S = 2.5
 """Ray looks at a job that has ended once more, a second later, and one that it does not find then it lists anew."""
 _SPACE = 30.0
@@ -52,23 +56,24 @@ class Api:
         self.cluster, self.patience_s = cluster, patience_s
         self._errands: dict[str, float] = {}
         self._tls = tls_context()
-        self._http = httpx2.Client(
-            base_url=cluster.url,
-            headers=cluster.headers,
-            timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_S),
-            verify=self._tls,
-            follow_redirects=False,  # the token is for this address alone
-        )
+        try:
+            self._http = httpx2.Client(
+                base_url=cluster.url,
+                headers=cluster.headers,
+                timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_S),
+                verify=self._tls,
+                follow_redirects=False,  # the token is for this address alone
+                trust_env=not cluster.is_here,  # what is on this machine is reached through no proxy
+            )
+        except (ImportError, ValueError) as error:
+            text = f"name a proxy that cannot be used ({error}); unset them, or name {cluster.url} in NO_PROXY"
+            raise InputError([Fault("HTTP_PROXY, HTTPS_PROXY or ALL_PROXY", text)]) from None
 
     def __enter__(self) -> Api:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for job_id, ended in self._errands.items():
-            time.sleep(max(0.0, ended + _SETTLED_S - time.monotonic()))
-            # One that stays on the list harms nobody.
-            with contextlib.suppress(UnreachableError, UnauthorisedError, NotFoundError):
-                self.forget(job_id)
+        self.forget_errands()
         self._http.close()
 
     def version(self) -> dict[str, str]:
@@ -86,7 +91,9 @@ class Api:
     def jobs(self) -> list[JobRecord]:
         """All jobs that were submitted, the newest first."""
         found = self._json(self._sound(self._read("/api/jobs/")))
-        records = [JobRecord.from_api(entry) for entry in found if entry.get("submission_id")]
+        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+            raise self._no_dashboard("a list of jobs")
+        records = [self._record(entry) for entry in found if entry.get("submission_id")]
         return sorted(records, key=lambda record: record.started_ms, reverse=True)
 
     def job(self, job_id: str) -> JobRecord:
@@ -95,31 +102,56 @@ class Api:
         Raises:
             NotFoundError: the cluster knows of none.
         """
-        return JobRecord.from_api(self._json(self._sound(self._read(self._path(job_id)), job_id)))
+        return self._record(self._json(self._sound(self._read(self._path(job_id)), job_id)))
+
+    def _record(self, entry: Any) -> JobRecord:
+        try:
+            return JobRecord.from_api(entry)
+        except (KeyError, ValueError, TypeError, AttributeError):
+            raise self._no_dashboard("a job") from None
+
+    def _no_dashboard(self, wanted: str) -> UnreachableError:
+        text = f"what answers there is no Ray dashboard (it gives no {wanted.split(' ', 1)[1]}); check the address"
+        return UnreachableError(f"{self.cluster.url}: {text}")
 
     def submit(self, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
-        """Submit a job. Where the answer is lost, whether it was taken is asked for.
+        """Submit a job. Where the answer is lost, or is none, whether the job was taken is asked for.
 
         Raises:
             TakenError: there is a job of that id, which another client has submitted.
         """
-        content = {
+        call = secrets.token_hex(8)
+        content: dict[str, Any] = {
             "entrypoint": entrypoint,
             "submission_id": job_id,
             "runtime_env": runtime_env,
-            "metadata": metadata,
+            # With a mark of this very call: it is told from the same job of another client.
+            "metadata": metadata | {CALL: call},
         }
         try:
             answer = self._once("POST", "/api/jobs/", json=content)
+            if answer.status_code >= 400 and "already exists" in answer.text:
+                raise TakenError(job_id)
+            self._sound(answer)
         except UnreachableError:
-            # Ours carries a mark of its own, so that it is told from one of another client.
-            with contextlib.suppress(NotFoundError):
-                if self.job(job_id).metadata == metadata:
-                    return
-            raise
-        if answer.status_code >= 400 and "already exists" in answer.text:
-            raise TakenError(job_id)
-        self._sound(answer)
+            if not self._was_taken(job_id, call):
+                raise
+
+    def _was_taken(self, job_id: str, call: str) -> bool:
+        """Whether a call to submit a job that brought no sound answer has submitted it: Ray may yet be about to.
+
+        Raises:
+            TakenError: another call has.
+        """
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            with contextlib.suppress(NotFoundError, UnreachableError):
+                if self.job(job_id).metadata.get(CALL) == call:
+                    return True
+                raise TakenError(job_id)
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_WAIT_S)
 
     def stop(self, job_id: str) -> bool:
         """Ask a job to end; whether it was at work.
@@ -134,9 +166,18 @@ class Api:
         """Take a job that has ended off the cluster's list."""
         self._sound(self._patiently(lambda: self._once("DELETE", self._path(job_id))), job_id)
 
-    def forget_at_end(self, job_id: str) -> None:
-        """Take a job that has just ended off the cluster's list when this connection is closed."""
+    def forget_later(self, job_id: str) -> None:
+        """Have `forget_errands` take a job that has just ended off the cluster's list."""
         self._errands[job_id] = time.monotonic()
+
+    def forget_errands(self) -> None:
+        """Take off the list what is to be forgotten: when this connection is closed at the latest."""
+        while self._errands:
+            job_id, ended = self._errands.popitem()
+            time.sleep(max(0.0, ended + _SETTLED_S - time.monotonic()))
+            # One that stays on the list harms nobody, and the next errand takes it off.
+            with contextlib.suppress(UnreachableError, UnauthorisedError, NotFoundError):
+                self._sound(self._once("DELETE", self._path(job_id)), job_id)
 
     def logs(self, job_id: str) -> str:
         """All that a job has said so far.
@@ -164,6 +205,7 @@ class Api:
                 ping_timeout=_SPACE,
                 close_timeout=1,
                 max_size=None,
+                proxy=None if self.cluster.is_here else True,
                 # Ray's dashboard passes the offer on to a process behind it, and cannot read what that compresses.
                 compression=None,
             )
@@ -171,7 +213,7 @@ class Api:
             status = error.response.status_code
             self._refuse_unauthorised(status)
             raise UnreachableError(f"{self.cluster.url}: the log cannot be followed (HTTP {status})") from error
-        except (OSError, InvalidHandshake, WebSocketException, TimeoutError) as error:
+        except (OSError, InvalidHandshake, WebSocketException, TimeoutError, ImportError) as error:
             raise UnreachableError(self._silence(error)) from error
         with connection:
             yield connection

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ ERRAND_PREFIX = "wj-errand-"
 _ANSWER = "whisper-jobs-says "
 _START_S = 300.0
 _POLL_S = 0.3
+_LEFT_S = 60.0
 
 BAD_INPUT = ("path", "storage")
 """Kinds of faults that are the user's to mend in the spec; all others are the cluster's."""
@@ -89,16 +91,18 @@ def require_fitting_ray(version: str) -> None:
             )
 
 
-def look(api: Api, package: Package, *, with_spec: bool, files: bool = True) -> Looked:
+def look(api: Api, package: Package, *, with_spec: bool, brought: Sequence[str] = ()) -> Looked:
     """Have the cluster look around.
 
     Args:
         api: the cluster.
         package: code, and the spec to look for.
         with_spec: whether it holds one.
-        files: whether what the spec names must be there already.
+        brought: settings whose files are not there yet, but will be.
     """
-    words = f"check{f' --config {SPEC_FILE}' if with_spec else ''}{'' if files else ' --no-files'}"
+    words = f"check --config {SPEC_FILE}" if with_spec else "check"
+    if brought:
+        words += f" --brought {' '.join(brought)}"
     answer = run_errand(api, package, words)
     return Looked(**answer)
 
@@ -113,9 +117,10 @@ def run_errand(api: Api, package: Package, words: str) -> dict[str, Any]:
         UnreachableError: the cluster does not start it, or it ends without an answer.
     """
     errand = f"{ERRAND_PREFIX}{secrets.token_hex(6)}"
+    _sweep(api)
     bring(api, package)
-    api.submit(errand, f"python -m {ERRANDS} {words}", {"working_dir": package.uri}, {})
     try:
+        api.submit(errand, f"python -m {ERRANDS} {words}", {"working_dir": package.uri}, {})
         record = _end_of(api, errand)
         said = api.logs(errand)
     finally:
@@ -140,7 +145,16 @@ def _clear(api: Api, errand: str) -> None:
     with contextlib.suppress(UnreachableError, NotFoundError):
         if not api.job(errand).status.is_terminal:
             api.stop(errand)
-    api.forget_at_end(errand)
+    api.forget_later(errand)
+
+
+def _sweep(api: Api) -> None:
+    """Take errands off the list whose clients have gone before they could."""
+    for record in api.jobs():
+        ended_s = time.time() - (record.ended_ms or 0) / 1000
+        if record.submission_id.startswith(ERRAND_PREFIX) and record.status.is_terminal and ended_s > _LEFT_S:
+            with contextlib.suppress(UnreachableError, NotFoundError):
+                api.forget(record.submission_id)
 
 
 def _why(record: JobRecord, said: str) -> str:

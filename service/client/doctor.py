@@ -13,6 +13,7 @@ from service.client.check import BAD_INPUT, Looked, as_fault, look, require_fitt
 from service.client.package import DISTRIBUTION, make_package
 from service.errors import EXIT_DONE, InfeasibleError, InputError, WhisperJobsError
 from service.spec.job import JobSpec
+from service.spec.paths import is_uri
 from service.storage import Storage
 
 
@@ -44,13 +45,13 @@ def examine(opening: AbstractContextManager[Api], spec: JobSpec | None) -> Itera
             yield from _cluster(api)
             looked = look(api, make_package(spec.to_json() if spec else None), with_spec=spec is not None)
             yield from _nodes(looked)
-            yield from _faults(looked)
+            yield from _faults(looked, spec is not None)
     except WhisperJobsError as error:
         yield Finding("cluster", str(error), error.exit_code)
-    if spec and not (root := Storage(spec.root)).is_local:
+    if spec and is_uri(spec.root):
         try:
-            root.require_access(write=True)
-            yield Finding("storage", f"{root.path()} can be read and written from here")
+            Storage(spec.root).require_access(write=True)
+            yield Finding("storage", f"{spec.root} can be read and written from here")
         except InputError as error:
             yield Finding("storage", f"from here: {error}", error.exit_code)
 
@@ -77,12 +78,11 @@ def _nodes(looked: Looked) -> Iterator[Finding]:
         yield Finding("nodes", f"{count} with {cpus:g} CPUs and {gpus:g} GPUs{kind} in all{grows}")
 
 
-def _faults(looked: Looked) -> Iterator[Finding]:
+def _faults(looked: Looked, with_spec: bool) -> Iterator[Finding]:
     for found in looked.faults:
         code = InputError.exit_code if found["kind"] in BAD_INPUT else InfeasibleError.exit_code
         yield Finding(found["kind"], str(as_fault(found, uploads=False)), code)
     for note in looked.notes:
         yield Finding(note["kind"], f"{note['where']}: {note['message']}")
-    kinds = {found["kind"] for found in looked.faults}
-    if not kinds:
+    if with_spec and not looked.faults:
         yield Finding("job", "nothing keeps it from running there")

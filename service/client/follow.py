@@ -106,7 +106,7 @@ def follow(api: Api, job_id: str, take: Say, tell: Say, patience_s: float = PATI
         before = log.seen
         # Whether the job goes on where the stream does not is asked for below.
         with contextlib.suppress(UnreachableError, ConnectionClosed, OSError), api.tail(job_id) as connection:
-            _read(connection, log.restart(), known)
+            _read(connection, log.restart(), lambda: api.job(job_id).status.is_terminal)
         record = known.look()
         if log.seen == before or record.status.is_terminal:
             _read_whole(api, job_id, log)  # what the stream has left out, or all where a proxy lets none through
@@ -132,7 +132,7 @@ class Watch:
 
     def __init__(self, api: Api, job_id: str, tell: Say, patience_s: float) -> None:
         self._api, self._job_id, self._tell, self._patience_s = api, job_id, tell, patience_s
-        self._seen = False
+        self._seen: JobRecord | None = None
 
     def look(self) -> JobRecord:
         """The state, now or once the cluster answers again."""
@@ -143,9 +143,11 @@ class Watch:
             except NotFoundError as error:
                 if not self._seen:
                     raise
+                root = self._seen.root
+                way_out = f"`whisper-jobs resume {root}` goes on with it" if root else "submit it again"
                 raise NotFoundError(
                     f"{self._api.cluster.url}: has forgotten job {self._job_id}: its head was lost, and it keeps its "
-                    "state nowhere else. What the job has done is in its storage: `whisper-jobs resume ROOT` goes on"
+                    f"state nowhere else. What the job has done is in its storage; {way_out}"
                 ) from error
             except UnreachableError as error:
                 if time.monotonic() + pause > deadline:
@@ -158,21 +160,19 @@ class Watch:
                 continue
             if told:
                 self._tell("the cluster answers again")
-            self._seen = True
+            self._seen = record
             return record
 
 
-def _read(connection: ClientConnection, reading: Reading, known: Watch) -> None:
-    """Read until the stream or the job ends."""
+def _read(connection: ClientConnection, reading: Reading, has_ended: Callable[[], bool]) -> None:
+    """Read until the stream ends, or the job does, or the cluster does not answer any more."""
     while True:
         try:
             piece = connection.recv(timeout=_LOOK_EVERY_S)
         except TimeoutError:
-            if known.look().status.is_terminal:
+            if has_ended():
                 return
             continue
-        except ConnectionClosed:
-            return
         reading.add(piece if isinstance(piece, str) else piece.decode("utf-8", "replace"))
 
 

@@ -20,7 +20,11 @@ MARK = "whisper-jobs"
 """In the metadata of the jobs that this client has submitted: its version."""
 
 _PROGRAM = "jobs.main"
-_ERROR = re.compile(r"^error: (.+)$", re.MULTILINE)
+_ERROR = re.compile(r"^error: (.+(?:\n  \S.*)*)$", re.MULTILINE)
+"""The error that a job's program ends with: of several faults each has a line of its own, two blanks in."""
+
+_KNOWN_CODES = range(EXIT_INTERNAL, 18)
+"""Exit codes of our program; what a shell or a signal has made of it says nothing."""
 
 
 class Status(StrEnum):
@@ -69,7 +73,7 @@ class JobRecord:
             status=Status(str(entry["status"])),
             entrypoint=str(entry.get("entrypoint") or ""),
             metadata=entry.get("metadata") or {},
-            code=entry.get("driver_exit_code"),
+            code=None if entry.get("driver_exit_code") is None else int(entry["driver_exit_code"]),
             message=str(entry.get("message") or ""),
             started_ms=int(entry.get("start_time") or 0),
             ended_ms=entry.get("end_time"),
@@ -100,9 +104,7 @@ class JobRecord:
             return StoppedError.exit_code
         if not self.status.is_terminal:
             return NotFinishedError.exit_code
-        # A program that a signal has ended, or that never began, has no code that means anything.
-        known = self.code is not None and EXIT_INTERNAL <= self.code < 128
-        return int(self.code) if known and self.code is not None else JobFailedError.exit_code
+        return self.code if self.code is not None and self.code in _KNOWN_CODES else JobFailedError.exit_code
 
     @property
     def outcome(self) -> str:
@@ -117,7 +119,8 @@ class JobRecord:
         if self.status is not Status.FAILED:
             return ""
         if said := _ERROR.findall(self.message):
-            return str(said[-1])
+            heading, *faults = str(said[-1]).split("\n")
+            return "; ".join(fault.strip() for fault in faults) or heading
         lines = [line.strip() for line in self.message.splitlines() if line.strip()]
         return (lines[0] if self.code is None else lines[-1])[:300] if lines else "no reason is known"
 
@@ -135,3 +138,8 @@ class JobRecord:
             "started_ms": self.started_ms,
             "ended_ms": self.ended_ms,
         }
+
+
+def lines_of(text: str) -> list[str]:
+    """A log's lines: parted by line feeds alone, since a transcript may hold other signs that part lines."""
+    return text.removesuffix("\n").split("\n") if text else []

@@ -27,12 +27,14 @@ class Submission:
 
     Attributes:
         submission_id: of the job on the cluster.
+        root: where its results are.
         ended: the job, where it is attached and has ended.
         attached: whether it was there already, of this very spec.
         again: whether an earlier try at the job has ended before its end; this one goes on from there.
     """
 
     submission_id: str
+    root: str
     attached: bool
     again: bool
     ended: JobRecord | None = None
@@ -72,14 +74,15 @@ def submit(
         jobs = api.jobs()
         attempts = find_attempts(jobs, spec.job_id)
         if attempts and _stands(attempts[0], overwrite=overwrite):
+            require_same_root(spec, attempts[0])
             ended = attempts[0] if attempts[0].status.is_terminal else None
-            return Submission(attempts[0].submission_id, attached=True, again=False, ended=ended)
+            return Submission(attempts[0].submission_id, spec.root, attached=True, again=False, ended=ended)
         if not reuse_name:
             refuse_taken_name(spec, jobs)
         if not checked:
             check()
             checked = True
-        submission_id = next_id(spec, attempts)
+        submission_id = next_id(spec, jobs)
         bring(api, package)
         try:
             api.submit(submission_id, entrypoint(overwrite=overwrite), runtime_env(package), metadata(spec, version))
@@ -87,8 +90,24 @@ def submit(
             continue  # by another client with the same spec, a moment ago: look again
         if not reuse_name:
             _give_way(api, spec, submission_id)
-        return Submission(submission_id, attached=False, again=bool(attempts))
+        again = bool(attempts) and attempts[0].root == spec.root and not overwrite
+        return Submission(submission_id, spec.root, attached=False, again=again)
     raise UnreachableError(f"{api.cluster.url}: {spec.job_id} is submitted and ended by others all the time; try again")
+
+
+def require_same_root(spec: JobSpec, record: JobRecord) -> None:
+    """Refuse to attach to a job whose results are elsewhere: where they go makes no other job.
+
+    Raises:
+        InputError: they are.
+    """
+    if record.root != spec.root:
+        setting = "training.outdir" if spec.training.outdir else "storage.uri"
+        text = (
+            f"would put the results into {spec.root}, but {record.submission_id}, {record.outcome}, is this very job, "
+            f"and its results go to {record.root}; give that place, or --overwrite to run it anew once it has ended"
+        )
+        raise InputError([Fault(setting, text)])
 
 
 def _stands(newest: JobRecord, *, overwrite: bool) -> bool:
@@ -96,9 +115,16 @@ def _stands(newest: JobRecord, *, overwrite: bool) -> bool:
     return not newest.status.is_terminal or (newest.status is Status.SUCCEEDED and not overwrite)
 
 
-def next_id(spec: JobSpec, attempts: list[JobRecord]) -> str:
+def next_id(spec: JobSpec, jobs: Iterable[JobRecord]) -> str:
     """The id of the next try: the job's own, then with a number. Of clients that count alike, one wins."""
-    return spec.job_id if not attempts else f"{spec.job_id}-{len(attempts) + 1}"
+    tries = [0]
+    for record in jobs:
+        name, _, number = record.submission_id.rpartition("-")
+        if record.submission_id == spec.job_id:
+            tries.append(1)
+        elif name == spec.job_id and number.isdecimal():
+            tries.append(int(number))
+    return spec.job_id if max(tries) == 0 else f"{spec.job_id}-{max(tries) + 1}"
 
 
 def entrypoint(*, overwrite: bool) -> str:
@@ -124,14 +150,16 @@ def metadata(spec: JobSpec, version: str) -> dict[str, str]:
         "kind": spec.kind,
         "spec_sha256": spec.sha256,
         "root": spec.root,
-        "spec": json.dumps(spec.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False),
+        "spec": json.dumps(spec.model_dump(mode="json"), ensure_ascii=False),
     }
 
 
 def spec_of(record: JobRecord) -> JobSpec | None:
-    """The spec of a job that this client has submitted; None: it was submitted otherwise."""
-    written = record.metadata.get("spec")
-    return None if written is None else JobSpec.model_validate_json(written)
+    """The spec of a job; None: it was not submitted by this client, or by one that knows other settings."""
+    try:
+        return JobSpec.model_validate_json(record.metadata.get("spec", ""))
+    except ValueError:
+        return None
 
 
 def refuse_taken_name(spec: JobSpec, jobs: Iterable[JobRecord]) -> None:
@@ -169,7 +197,9 @@ def _give_way(api: Api, spec: JobSpec, submission_id: str) -> None:
         InputError: that is this one; its job is taken back.
     """
     jobs = api.jobs()
-    ours = next(record for record in jobs if record.submission_id == submission_id)
+    ours = next((record for record in jobs if record.submission_id == submission_id), None)
+    if ours is None:  # the cluster has just lost all it knew
+        return
 
     def order(record: JobRecord) -> tuple[int, str]:
         return record.started_ms, record.submission_id

@@ -40,7 +40,7 @@ def test_a_job_whose_head_is_lost_goes_on_from_its_root_on_another(
         assert stdout == ""
         assert "trying again for 600 s" in stderr
         assert "has forgotten job" in stderr
-        assert "`whisper-jobs resume ROOT` goes on" in stderr
+        assert f"`whisper-jobs resume {root}` goes on with it" in stderr
 
         resumed = run("resume", root, "--wait", "-o", "json", program=CLI, variables=laptop)
     assert resumed.code == 0, resumed.stderr
