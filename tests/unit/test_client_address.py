@@ -44,6 +44,8 @@ def test_a_word_on_the_command_line_wins_over_the_environment(
         ("ftp://head", "is no address of a dashboard"),
         ("http://head:99999", "is no address of a dashboard"),
         ("http://", "is no address of a dashboard"),
+        ("http://[::1", "is no address of a dashboard"),
+        ("http://head\x07:8265", "is no address of a dashboard"),
         ("http://head:8265?x=1", "is no address of a dashboard"),
         ("http://me:secret@head:8265", "holds a user or password"),
     ],

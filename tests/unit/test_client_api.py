@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from relay import Relay, write_certificate
 from service.client import api as api_module
 from service.client.address import Cluster
 from service.client.api import Api
-from service.errors import UnauthorisedError, UnreachableError
+from service.errors import InputError, UnauthorisedError, UnreachableError
 
 
 class _Page(http.server.BaseHTTPRequestHandler):
@@ -124,4 +123,36 @@ def test_a_certificate_that_is_not_trusted_is_refused_and_the_way_out_works(
     with pytest.raises(UnreachableError, match="is no Ray dashboard"):  # it was heard
         api_at(relay.url).version()
     relay.close()
-    assert ssl.create_default_context().verify_mode is ssl.CERT_REQUIRED
+
+
+def test_a_file_of_authorities_that_is_not_there_is_named(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonesuch.pem")
+    with pytest.raises(InputError, match=r'^SSL_CERT_FILE: "/nonesuch\.pem" cannot be read'):
+        api_at(relay.url)
+
+
+def test_a_server_that_answers_json_of_its_own_is_no_cluster(relay: Relay) -> None:
+    for content in (b'{"a": 1}', b"[1, 2]", b'[{"submission_id": "x"}]', b"null"):
+        relay.mode = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(content), content)
+        for call in (api_at(relay.url).jobs, lambda: api_at(relay.url).job("x"), api_at(relay.url).version):
+            with pytest.raises(UnreachableError, match="what answers there is no Ray dashboard"):
+                call()
+
+
+def test_what_is_on_this_machine_is_reached_through_no_proxy(
+    relay: Relay, page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Relay(page)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url)
+        monkeypatch.setenv(name.lower(), proxy.url)
+    with pytest.raises(UnreachableError, match="is no Ray dashboard"):
+        api_at(relay.url, "s3cret").version()
+    with pytest.raises(UnreachableError), api_at(relay.url, "s3cret").tail("job"):
+        pass
+    assert (relay.connections, proxy.connections) == (2, 0)
+    proxy.close()
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(InputError, match=r"^HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: name a proxy that cannot be used"):
+        api_at("http://elsewhere:8265")

@@ -78,6 +78,8 @@ def test_a_price_table_gives_the_cost_and_the_gpu(tmp_path: Path) -> None:
         ({"gpu_hour": {}}, None, "gpu_hour"),
         ({"gpu_hour": {"H100": "much"}}, None, "gpu_hour.H100"),
         ({"gpu_hours": {"H100": 1}}, None, "gpu_hours"),
+        ({"gpu_hour": {"H100": -1}}, None, "gpu_hour.H100"),
+        ({"gpu_hour": {"X": 1}, "tflops": {"X": 0}}, "X", "tflops.X"),
         ({"gpu_hour": {"H100": 1}}, "H10", "did you mean H100?"),
         ({"gpu_hour": {"H100": 1}}, "A10G", "has no price of A10G; it has H100"),
     ],
