@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from clusters import Node, RayCluster
+from clusters import Node, RayCluster, free_port
 from engine import job, read_lines, saved_adapter
 from planning import Faults
 from running import Finished, start, steps_of, write
@@ -118,3 +119,20 @@ def assert_whole(root: Path) -> None:
     assert verify(Storage(str(root))).problems == []
     assert list(root.rglob(".wj-*")) == []
     assert max(steps_of(root, "step")) == STEPS
+
+
+@contextmanager
+def redis(folder: Path) -> Iterator[str]:
+    """A Redis server of its own; gives its address."""
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen(["redis-server", *options], stdout=subprocess.PIPE)
+    assert process.stdout
+    try:
+        while b"eady to accept connections" not in (line := process.stdout.readline()):
+            assert line, "redis-server has ended"
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from bad_days import STEPS, assert_same_bits, begin, end, events_of, hold, spec_of
-from clusters import RayCluster, free_port
+from bad_days import STEPS, assert_same_bits, begin, end, events_of, hold, redis, spec_of
+from clusters import RayCluster
 from objectstore import Server
 from planning import Faults
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-
-
-@contextmanager
-def redis(folder: Path) -> Iterator[str]:
-    """A Redis server of its own; gives its address."""
-    port = free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-    process = subprocess.Popen(["redis-server", *options], stdout=subprocess.PIPE)
-    assert process.stdout
-    try:
-        while b"eady to accept connections" not in (line := process.stdout.readline()):
-            assert line, "redis-server has ended"
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 @pytest.mark.skipif(not shutil.which("redis-server"), reason="there is no redis-server")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from bad_days import STEPS, spec_of
+from bad_days import STEPS, redis, spec_of
 from clusters import RayCluster, wait_for
 from objectstore import BUCKET, Server
 from planning import Faults
@@ -49,3 +50,27 @@ def test_a_job_whose_head_is_lost_goes_on_from_its_root_on_another(
     events = [json.loads(line) for line in server.body("submitted-head/events.jsonl").decode().splitlines()]
     steps = [event["resumed_from_step"] for event in events if event["event"] == "model"]
     assert steps[-1] == 3, "the last checkpoint before the head was lost"
+
+
+@pytest.mark.skipif(not shutil.which("redis-server"), reason="there is no redis-server")
+def test_a_follow_goes_on_when_the_head_begins_again_with_what_it_knew(
+    faults: Faults, tiny: Path, tones: Path, tmp_path: Path
+) -> None:
+    """The GCS is killed and started again, and the dashboard with it is away: the job and its follower go on."""
+    with redis(tmp_path) as address:
+        variables = faults.variables() | {"RAY_REDIS_ADDRESS": address}
+        with RayCluster.start(workers=[1, 1], environment=variables) as cluster:
+            laptop = {"RAY_API_SERVER_ADDRESS": cluster.dashboard, "RAY_AUTH_TOKEN": cluster.token}
+            faults.plan("before a step", "wait", count=6, rank=1)
+            spec = write(spec_of(tiny, tones, tmp_path / "run", max_failures=0), tmp_path)
+            following = start("submit", spec, program=CLI, variables=laptop)
+            wait_for(lambda: faults.fired or following.poll() is not None, "it does not train", 200)
+            assert following.poll() is None, following.communicate()
+            cluster.restart_gcs()
+            cluster.await_nodes(3)
+            faults.go()
+            stdout, stderr = following.communicate(timeout=280)
+    assert following.returncode == 0, stderr
+    assert "  succeeded" in stdout
+    assert stderr.count(f"step {STEPS}/{STEPS}") == 1
+    assert "Starting the workers again" not in stderr
