@@ -6,11 +6,11 @@ jobs; it is switched off where the trainer is made.
 
 from __future__ import annotations
 
+import os
+import select
 import signal
-import threading
 import time
 from dataclasses import replace
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -86,21 +86,26 @@ def address_of(node: str) -> str:
     return found[0] if found else node[:8]
 
 
-_asked_to_end = threading.Event()
+_signals: list[int] = []
+"""The reading end of a pipe into which the system's part of Python's signal handling writes, once there is one."""
 
 
 def asked_to_end() -> bool:
     """Whether this worker's process got a SIGTERM."""
-    return _asked_to_end.is_set()
+    return bool(_signals and select.select(_signals, [], [], 0)[0])
 
 
 def take_sigterm() -> None:
-    """Have a SIGTERM to this process end the step, not the process: Ray's own handler ends it at once."""
+    """Have a SIGTERM to this process end the step, not the process: Ray's own handler ends it at once.
 
-    def note(number: int, frame: FrameType | None) -> None:
-        _asked_to_end.set()
-
-    signal.signal(signal.SIGTERM, note)
+    Handlers run in the main thread, which Ray leaves for its own code for half a second at a time; the pipe is written
+    to when the signal comes.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    _signals.append(reading)
 
 
 class PoliteTorchConfig(TorchConfig):
