@@ -28,6 +28,9 @@ from engine import environment as child_environment
 
 RAY = Path(sys.executable).with_name("ray")
 READY_S = 90.0
+PLANTED = "hf_plantedSecretOfTheClustersEnvironment"
+"""A secret for the environment of a cluster's processes, that must be found nowhere else."""
+
 _PORTS = range(20_000, 30_000)
 """Away from Ray's own for workers (10000-19999) and from those that the system gives to clients (32768 and up)."""
 

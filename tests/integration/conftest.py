@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import RayCluster
+from clusters import PLANTED, RayCluster
 from objectstore import Server
-
-PLANTED = "hf_plantedSecretOfTheClustersEnvironment"
-"""A secret that every process of the cluster has, and that must be found nowhere else."""
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from clusters import RayCluster, wait_for
-from conftest import PLANTED
+from clusters import PLANTED, RayCluster, wait_for
 from engine import environment, job, run_engine, saved_adapter
 from objectstore import BUCKET, Server
 from relay import Relay, write_certificate
