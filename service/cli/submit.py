@@ -293,7 +293,9 @@ def _show_plan(loaded: LoadedSpec, *, upload: bool, gpu: str | None, prices: Pat
     if expected:
         cost = "" if expected.cost is None else f", {expected.cost:,.2f} {expected.currency}"
         rough = f"{UTILISATION:.0%} of the peak of {expected.gpu}, which is a guess: half or twice as much is possible"
-        rows += [("GPU-hours", f"about {expected.gpu_hours:.2g}{cost}; {expected.hours:.2g} h by the clock ({rough})")]
+        rows += [
+            ("GPU-hours", f"{_about(expected.gpu_hours)}{cost}; {_about(expected.hours)} h by the clock ({rough})")
+        ]
     else:
         rows += [
             ("GPU-hours", "not known here: no GPUs, rows that cannot be counted here, or a model that is not known")
@@ -325,3 +327,7 @@ def _planned_uploads(spec: JobSpec, *, look: bool = True) -> UploadPlan:
         asked = None
     with transfer_bar("hashing") as progress:
         return plan_uploads(spec, uri, asked, progress)
+
+
+def _about(hours: float) -> str:
+    return "under 0.1" if hours < 0.1 else f"about {hours:.1f}" if hours < 10 else f"about {hours:,.0f}"
