@@ -304,7 +304,7 @@ def _unseen(job: Any, brought: list[str]) -> Iterator[Found]:
     from service.storage import Storage
 
     for finding in checks.findings(job, check_files=True):
-        if finding.fatal:
+        if finding.fatal and finding.settings[0] not in brought:
             fault = finding.fault(finding.settings[0])
             yield {"kind": "path"} | fault.as_dict()
     for setting in READ:

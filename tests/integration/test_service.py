@@ -464,6 +464,14 @@ def test_a_job_brings_its_files_along_each_content_once_and_only_to_a_cluster_th
     for setting in ("train_csv", "val_csv", "base_model"):
         assert written[setting].startswith(f"{place}/uploads/")
 
+    shared = whisper_jobs(
+        "submit", spec, "--upload", "--set", f"storage.uri={tmp_path / 'mount'}", "--reuse-name", "--wait"
+    )
+    assert shared.code == 0, shared.stderr
+    assert len(list((tmp_path / "mount/uploads").rglob("*.csv"))) == 2, (
+        "a folder that laptop and cluster share will do too"
+    )
+
     again = whisper_jobs("submit", spec, "--upload", "--wait", "-o", "json").json()
     assert (again["submission_id"], again["attached"]) == (outcome["submission_id"], True)
     other = whisper_jobs("submit", spec, "--upload", "--dry-run", "--lora-r", "3", "-o", "json").json()["uploads"]
