@@ -14,7 +14,7 @@ from jobs.manifest.parallel import usable_cpus
 from jobs.manifest.rows import read_rows
 from jobs.manifest.split import SHARED
 from jobs.manifest.store import Remark, Store
-from service.errors import Fault, ManifestError
+from service.errors import Fault, ManifestError, StorageError
 from service.spec.sections import DataConfig
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def check(
                 )
             except ManifestError as error:
                 unreadable += error.faults
+            except StorageError as error:
+                unreadable.append(Fault(source, f"names clips in a store that cannot be used: {error}"))
         if unreadable:
             raise ManifestError(unreadable)
         overlap = {SHARED[key]: store.overlap(key) for key in SHARED if group or key != "group_key"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -89,7 +91,12 @@ class RemoteFiles:
                 raise changed(path)
             advance(count)
 
-        for _ in range(_TRIES):
+        for turn in range(_TRIES):
+            if turn:
+                # Another process that sends the same file may be about to end, and what it leaves is as good.
+                time.sleep(turn * random.uniform(0.5, 1.5))
+                if self._holds(name, size, digest):
+                    return
             if _state(path) != state:
                 raise changed(path)
             if size > PART:
@@ -102,11 +109,19 @@ class RemoteFiles:
                     raise changed(path)
                 self.objects.put(name, content, digest)
                 advance(size)
-            found = self.objects.look(name)
-            recorded = found and found.sha256 in (digest, None)
-            if recorded and found and found.size == size and self._hash(name, found) == digest:
+            if self._holds(name, size, digest):
                 return
         raise self._not_as_written(name)
+
+    def _holds(self, name: str, size: int, digest: str) -> bool:
+        """Whether an object is what it should be, read back."""
+        found = self.objects.look(name)
+        if found is None or found.size != size or found.sha256 not in (digest, None):
+            return False
+        try:
+            return self._hash(name, found) == digest
+        except (FileExistsError, FileNotFoundError):  # replaced or removed while it was read
+            return False
 
     def _hash(self, name: str, found: Found) -> str:
         return hash_of(lambda start, length: self.objects.read(name, start, length, found.etag), found.size)
