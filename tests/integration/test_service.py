@@ -322,6 +322,11 @@ def steps_told(root: Path) -> int:
     return sum('"event": "step"' in line for line in path.read_text().splitlines()) if path.exists() else 0
 
 
+def hear_interrupts() -> None:
+    """Have a process take Ctrl-C also where the tests run in the background of a shell, which lets it be ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_log_is_followed_while_it_is_written_with_and_without_a_stream(
     head: RayCluster, laptop: dict[str, str], whisper_jobs: Submit, long_job: str
 ) -> None:
@@ -332,7 +337,9 @@ def test_a_log_is_followed_while_it_is_written_with_and_without_a_stream(
         while "base WER" not in said:
             said += str(stream.recv(timeout=100))
     relay = Relay(head.dashboard_port, drop="/logs/tail")
-    process = start("logs", "-f", long_job, "--address", relay.url, program=CLI, variables=laptop)
+    process = start(
+        "logs", "-f", long_job, "--address", relay.url, program=CLI, variables=laptop, preexec_fn=hear_interrupts
+    )
     assert process.stdout is not None
     while "base WER" not in (line := process.stdout.readline()):
         assert line, process.communicate()
@@ -348,7 +355,9 @@ def test_ctrl_c_leaves_a_job_that_goes_on_also_over_tls(
     relay = Relay(head.dashboard_port, certificate)
     trusting = laptop | {"SSL_CERT_FILE": str(certificate)}
     assert run("list", "--address", relay.url, program=CLI, variables=laptop).code == 8, "not trusted without a word"
-    process = start("logs", "-f", long_job, "--address", relay.url, program=CLI, variables=trusting)
+    process = start(
+        "logs", "-f", long_job, "--address", relay.url, program=CLI, variables=trusting, preexec_fn=hear_interrupts
+    )
     assert process.stdout is not None
     assert process.stdout.readline(), process.communicate()
     process.send_signal(signal.SIGINT)
