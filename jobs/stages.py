@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from jobs.failures import root_not_writable
 from service import artifacts
 from service.errors import Fault, InputError, NotFoundError
-from service.spec.job import JobSpec
+from service.spec.job import JobSpec, differing
 from service.storage import Storage
 
 STAGES = "stages"
@@ -61,7 +60,7 @@ def claim_root(spec: JobSpec, root: Storage, *, overwrite: bool) -> None:
                 [
                     Fault(
                         root.path(),
-                        f"holds a run of another spec (it differs in {', '.join(_differing(before, spec))}); give "
+                        f"holds a run of another spec (it differs in {', '.join(differing(before, spec))}); give "
                         "another outdir, or --overwrite to delete that run",
                     )
                 ]
@@ -92,23 +91,6 @@ def holds_run_of(spec: JobSpec, root: Storage) -> bool:
 def has_begun(root: Storage) -> bool:
     """Whether a run has got past the check of its data: before that, a mended spec or manifest is simply taken."""
     return root.exists(f"{STAGES}/{FIRST_STAGE}.json")
-
-
-def _differing(one: JobSpec, other: JobSpec) -> list[str]:
-    """The settings in which two specs differ, at most five of them."""
-    left, right = _leaves(one.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
-    paths = [path for path in left if left[path] != right.get(path) and path not in ("name", "training.outdir")]
-    return paths[:5] or ["order of a pattern"]
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and not prefix:
-            flat |= _leaves(value, f"{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value)
-    return flat
 
 
 class Stages:

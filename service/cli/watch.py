@@ -140,8 +140,10 @@ def stop(api: Api, job: str, grace: float | None, output: str) -> int:
 
 def _checkpoint(api: Api, record: JobRecord) -> str:
     """What the job itself said of its end."""
+    from service.client.record import lines_of
+
     try:
-        said = [line for line in api.logs(record.submission_id).splitlines() if line.startswith("error: stopped")]
+        said = [line for line in lines_of(api.logs(record.submission_id)) if line.startswith("error: stopped")]
     except (UnreachableError, NotFoundError):
         return ""
     return f": {said[-1].removeprefix('error: ')}" if said else ""

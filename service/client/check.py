@@ -16,7 +16,7 @@ from packaging.version import InvalidVersion, Version
 
 from service.client.api import Api
 from service.client.package import DISTRIBUTION, SPEC_FILE, Package, bring
-from service.client.record import JobRecord
+from service.client.record import JobRecord, lines_of
 from service.errors import Fault, InfeasibleError, InputError, NotFoundError, UnreachableError
 from service.spec.paths import is_uri
 
@@ -125,7 +125,7 @@ def run_errand(api: Api, package: Package, words: str) -> dict[str, Any]:
         said = api.logs(errand)
     finally:
         _clear(api, errand)
-    answers = [line for line in said.splitlines() if line.startswith(_ANSWER)]
+    answers = [line for line in lines_of(said) if line.startswith(_ANSWER)]
     if not answers:
         raise UnreachableError(f"{api.cluster.url}: a check that was run on the cluster failed: {_why(record, said)}")
     return dict(json.loads(answers[-1].removeprefix(_ANSWER)))

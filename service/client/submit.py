@@ -13,7 +13,7 @@ from service.client.record import MARK, JobRecord, Status
 from service.client.stop import LONGEST_GRACE_S
 from service.errors import Fault, InputError, UnreachableError
 from service.spec.flags import CONFIG_FLAG, NO_WARNINGS_FLAG
-from service.spec.job import JobSpec
+from service.spec.job import JobSpec, differing
 
 PROGRAM = "python -m jobs.main"
 
@@ -170,8 +170,8 @@ def refuse_taken_name(spec: JobSpec, jobs: Iterable[JobRecord]) -> None:
     """
     for other in _namesakes(spec, jobs):
         before = spec_of(other)
-        differing = _differing(before, spec) if before else []
-        how = f" (it differs in {', '.join(differing)})" if differing else ""
+        settings = differing(before, spec) if before else []
+        how = f" (it differs in {', '.join(settings)})" if settings else ""
         way_out = "give another --name or, with --reuse-name, let two jobs have it; each has its own results"
         text = f"is the name of {other.submission_id}, {other.outcome}, with another spec{how}; {way_out}"
         raise InputError([Fault("name", text, spec.name)])
@@ -207,15 +207,3 @@ def _give_way(api: Api, spec: JobSpec, submission_id: str) -> None:
     if earlier := [record for record in _namesakes(spec, jobs) if order(record) < order(ours)]:
         api.stop(submission_id)
         refuse_taken_name(spec, earlier)
-
-
-def _differing(one: JobSpec, other: JobSpec) -> list[str]:
-    """The first settings in which two specs differ."""
-    left, right = one.model_dump(mode="json"), other.model_dump(mode="json")
-    paths = []
-    for section, value in left.items():
-        if isinstance(value, dict):
-            paths += [f"{section}.{name}" for name in value if value[name] != right[section].get(name)]
-        elif value != right[section]:
-            paths.append(section)
-    return [path for path in paths if path != "name"][:5]

@@ -100,3 +100,20 @@ class JobSpec(Spec):
     def to_json(self) -> str:
         """The complete spec as JSON, every default written out; loading it gives an equal spec."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def differing(one: JobSpec, other: JobSpec) -> list[str]:
+    """The settings in which two specs differ, at most five of them, but for the name and the place of results."""
+    left, right = _leaves(one.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
+    paths = [path for path in left if left[path] != right.get(path) and path not in ("name", "training.outdir")]
+    return paths[:5] or ["order of a pattern"]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and not prefix:
+            flat |= _leaves(value, f"{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value)
+    return flat
