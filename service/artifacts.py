@@ -5,6 +5,8 @@
   data/             the rows that were used, with their hash
   evaluation/       every utterance's reference and hypotheses
   checkpoints/      as Ray Train keeps them, and initial/: how the adapter began
+  report.html       all of it, for a browser
+  search/           a search's table (trials.json), and per trial its record, curves and, while it may win, checkpoints
   tensorboard/      training curves
   adapter/          PEFT
   merged/           transformers checkpoint: the artifact `hf`
@@ -26,6 +28,9 @@ EVENTS = "events.jsonl"
 METRICS = "metrics.json"
 CARD = "README.md"
 REJECTS = "rejects.csv"
+REPORT = "report.html"
+SEARCH = "search"
+TRIALS = f"{SEARCH}/trials.json"
 DATA = "data"
 EVALUATION = "evaluation"
 BASE_LINES = f"{EVALUATION}/base.jsonl"

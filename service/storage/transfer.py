@@ -130,13 +130,21 @@ def _read_pieces(read: Callable[[int, int], bytes], size: int, part: Path, journ
                 content = read(start, count)
                 if len(content) != count:
                     raise VerificationError(f"{part.name}: {len(content)} bytes at {start}, {count} expected")
-                os.pwrite(file.fileno(), content, start)
+                _write_at(file.fileno(), content, start)
                 with lock:
                     log.write(f"{start}\n")
                     log.flush()
             meter.advance(count)
 
         in_parallel(fill, pieces(size, PART))
+
+
+def _write_at(handle: int, content: bytes, start: int) -> None:
+    """Write all: a disk that becomes full takes a part without an error, and refuses only what comes after it."""
+    rest = memoryview(content)
+    while rest:
+        count = os.pwrite(handle, rest, start)
+        rest, start = rest[count:], start + count
 
 
 def _groups(items: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
