@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.failures import GO_ON, explain, first_line
@@ -117,7 +118,9 @@ def resources_for(spec: JobSpec) -> Resources:
     gpus = asked.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
-    return Resources(asked.workers, asked.cpus_per_worker, gpus)
+    # A trial of a search that trains in its own process is a worker to the cluster.
+    workers = max(1, asked.workers) if spec.kind == "search" else asked.workers
+    return Resources(workers, asked.cpus_per_worker, gpus)
 
 
 def require_resources(
@@ -219,6 +222,11 @@ def _infeasible(needed: Resources, missing: str, where: str) -> InfeasibleError:
 def missing_resources(needed: Resources) -> str:
     """What no placement on the present nodes can give, in words; empty where all fits."""
     return "" if _fitting(needed) >= needed.workers else _words(needed, _nodes())
+
+
+def groups_at_once(needed: Resources) -> int:
+    """How many groups of such workers the present nodes can hold, were there no other job."""
+    return _fitting(needed) // max(1, needed.workers)
 
 
 def _fitting(needed: Resources) -> int:
@@ -456,14 +464,18 @@ def as_user_error(error: BaseException) -> WhisperJobsError:
 
 
 def release_placement_groups() -> None:
-    """Give back what groups of workers of this driver still hold; call it only while none of them is at work.
+    """Give back what a Ray Train controller of this job has left behind that died with its workers' room in its hands.
 
-    Ray Train's own cleaner of groups whose controller has died asks Ray's dashboard, and a local Ray has none.
+    Ray keeps such a group until the whole job ends, and Ray Train's own cleaner asks Ray's dashboard, which a local Ray
+    has not. There is no public call that tells whose a group is.
     """
-    job = ray.get_runtime_context().get_job_id()
-    for name, group in placement_group_table().items():
-        if name.endswith(job) and group["state"] != "REMOVED":  # an id of Ray's ends with that of its job
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+    accessor, job = ray._private.state.state._connect_and_get_accessor(), ray.get_runtime_context().get_job_id()
+    for content in accessor.get_placement_group_table():
+        found = PlacementGroupTableData.FromString(content)
+        removed = found.state == PlacementGroupTableData.PlacementGroupState.REMOVED
+        orphaned = found.creator_actor_id and found.creator_actor_dead
+        if found.creator_job_id.hex() == job and orphaned and not removed:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(found.placement_group_id)))
 
 
 def root_cause(error: BaseException) -> BaseException:

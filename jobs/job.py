@@ -18,15 +18,13 @@ from service.storage import Storage
 
 
 @dataclass(frozen=True)
-class Job:
-    """A job under way: what its stages need.
+class Run:
+    """A training under way: a job's, or a trial's of a search.
 
     Args:
         spec: the job, with the GPUs that its workers really get.
         root: where its artifacts go.
-        stages: runs its stages.
         events: takes what happens.
-        recorder: keeps it.
         resources: what each worker asks for.
         signals: what the user asks for meanwhile.
         await_resources: waits until the cluster has room for the workers (again).
@@ -34,12 +32,23 @@ class Job:
 
     spec: JobSpec
     root: Storage
-    stages: Stages
     events: Events
-    recorder: Recorder
     resources: Resources
     signals: StopSignals
     await_resources: Callable[[], Resources]
+
+
+@dataclass(frozen=True)
+class Job(Run):
+    """A job under way: what its stages need.
+
+    Args:
+        stages: runs its stages.
+        recorder: keeps what happens.
+    """
+
+    stages: Stages
+    recorder: Recorder
 
     @property
     def gpus(self) -> float:
@@ -73,9 +82,23 @@ def warn_of_data(job: Job, data: dict[str, Any]) -> None:
         job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {text}"})
 
 
-def publish_job(job: Job, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord) -> None:
-    """The last step of a job: everything that it leaves, manifest.json last."""
+def publish_job(
+    job: Job,
+    metrics: dict[str, Any],
+    data: dict[str, Any],
+    base: BaseModelRecord,
+    made_by: JobSpec | None = None,
+) -> None:
+    """The last step of a job: everything that it leaves, manifest.json last.
+
+    Args:
+        job: the job.
+        metrics: the content of metrics.json.
+        data: what the data are.
+        base: which model it began with.
+        made_by: the train job that made the model, where that is not the job itself.
+    """
     job.events.flush()
     job.recorder.copy()  # manifest.json has the hash of events.jsonl
     job.signals.check_watched()
-    publish(job.spec, job.root, metrics, data, base)
+    publish(job.spec, job.root, metrics, data, base, made_by or job.spec)

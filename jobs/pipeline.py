@@ -12,6 +12,7 @@ from jobs.inputs import require_same_inputs
 from jobs.job import Job
 from jobs.kinds.evaluate import evaluate_job
 from jobs.kinds.export import export_job
+from jobs.kinds.search import search_job
 from jobs.kinds.train import train_job
 from jobs.lock import sole_run
 from jobs.progress import Reporter, transfer_events
@@ -23,7 +24,7 @@ from service.errors import JobFailedError
 from service.spec.job import JobSpec
 from service.storage import Storage
 
-KINDS = {"train": train_job, "evaluate": evaluate_job, "export": export_job}
+KINDS = {"train": train_job, "search": search_job, "evaluate": evaluate_job, "export": export_job}
 
 
 def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _run(spec: JobSpec, root: Storage, recorder: Recorder, reporter: Reporter, s
             resources = await_resources()
             stages = Stages(root, events.emit)
             asked = with_gpus(spec, resources)
-            job = Job(asked, root, stages, events, recorder, resources, signals, await_resources)
+            job = Job(asked, root, events, resources, signals, await_resources, stages, recorder)
             return KINDS[spec.kind](job)
         except ray.exceptions.RayError as error:
             raise as_user_error(error) from error

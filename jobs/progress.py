@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from service.spec.space import words_of
+
 _LINE_EVERY_S = 10.0
 
 
@@ -61,6 +63,7 @@ class Reporter:
             "transcribed": self._transcribed,
             "evaluation": self._evaluation,
             "uploaded": self._uploaded,
+            "trial": self._trial,
             "notice": lambda event: self._say(event["text"]),
         }
 
@@ -109,7 +112,11 @@ class Reporter:
             self._first = (done, now)
         if done < total and now - self._last_line < self._every_s:
             return
-        self._last_line = now
+        self._count(stage, done, total, detail)
+
+    def _count(self, stage: str, done: int, total: int, detail: str) -> None:
+        now = self._last_line = time.monotonic()
+        self._first = self._first or (0, self._started)
         first_done, first_time = self._first
         eta = (now - first_time) / max(1, done - first_done) * (total - done)
         left = f"  eta {seconds_text(eta)}" if done > first_done and done < total else ""
@@ -152,8 +159,28 @@ class Reporter:
 
     def _evaluation(self, event: dict[str, Any]) -> None:
         where = f" at step {event['step']}" if "step" in event else ""
+        if "loss" in event:
+            self._say(f"validation loss {event['loss']:.3f}{where}")
+            return
         name = f"{event['what']} " if "what" in event else ""
         self._say(f"{name}WER {event['wer']:.1%}, CER {event['cer']:.1%}{where}")
+
+    def _trial(self, event: dict[str, Any]) -> None:
+        """A trial that begins or ends, or was evaluated, and how far the search is."""
+        if event["status"] == "pending":
+            self._say(f"{event['id']} begins: {escape(words_of(event['settings']))}")
+            return
+        score = "" if event["score"] is None else f"  {_score(event['score'], event['metric'])}"
+        how = {"running": f"at {event['share']:.0%}"}.get(event["status"], event["status"])
+        cause = f" ({escape(event['cause'])})" if event["cause"] else ""
+        self._say(f"{event['id']} {how}{cause}{score}")
+        if event["status"] != "running":
+            best = f"best {event['best']}: {_score(event['best_score'], event['metric'])}" if event["best"] else ""
+            self._count("trials", event["done"], event["planned"], best)
+
+
+def _score(value: float, metric: str) -> str:
+    return f"WER {value:.1%}" if metric == "wer" else f"loss {value:.3f}"
 
 
 def _precision(name: str) -> str:

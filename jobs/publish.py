@@ -19,6 +19,7 @@ REPORTED_PACKAGES = (
     "peft",
     "accelerate",
     "ray",
+    "optuna",
     "datasets",
     "soundfile",
     "soxr",
@@ -30,8 +31,23 @@ REPORTED_PACKAGES = (
 )
 
 
-def publish(spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord) -> None:
+def publish(
+    spec: JobSpec,
+    root: Storage,
+    metrics: dict[str, Any],
+    data: dict[str, Any],
+    base: BaseModelRecord,
+    made_by: JobSpec,
+) -> None:
     """Write metrics.json, the card and, last of all, manifest.json: from then on the run is complete.
+
+    Args:
+        spec: the job.
+        root: its root.
+        metrics: the content of metrics.json.
+        data: what the data are.
+        base: which model it began with.
+        made_by: the train job that made the model: the job itself, or a search's winner.
 
     Raises:
         ExistsError: another writer has published here meanwhile.
@@ -40,7 +56,7 @@ def publish(spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[st
     root.write_json(artifacts.METRICS, metrics)
     exported = metrics.get("artifacts", {})
     if spec.kind != "evaluate":
-        _write_cards(spec, root, metrics, data, base)
+        _write_cards(made_by, root, metrics, data, base)
     rates = {name: metrics[name]["wer"] for name in ("base", "tuned", "model") if name in metrics}
     manifest = RunManifest(
         job_id=spec.job_id,
@@ -53,6 +69,7 @@ def publish(spec: JobSpec, root: Storage, metrics: dict[str, Any], data: dict[st
         wer=rates | {name: value["wer"] for name, value in exported.items() if "wer" in value},
         promoted=metrics.get("promoted"),
         refused=refused_artifacts(metrics),
+        search=metrics.get("search"),
         files=artifacts.file_records(root),
     )
     root.create_bytes(artifacts.MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())

@@ -65,12 +65,15 @@ class Recorder:
         if event["event"] == "traceback":
             self.tracebacks.append(event["text"])
         if event["event"] not in _ONLY_SHOWN and event.get("logged", True):
-            kept = {key: value for key, value in event.items() if key != "logged"}
-            try:
-                with open(self._path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(kept, ensure_ascii=False) + "\n")
-            except OSError as error:
-                self._warn(f"{self._path} cannot be written ({error.strerror or error})")
+            self.keep({key: value for key, value in event.items() if key != "logged"})
+
+    def keep(self, event: dict[str, Any]) -> None:
+        """Keep an event without showing it."""
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(event, ensure_ascii=False) + "\n")
+        except OSError as error:
+            self._warn(f"{self._path} cannot be written ({error.strerror or error})")
 
     def copy(self, root: Storage | None = None) -> None:
         """Have a remote root hold all that was said so far.

@@ -1,4 +1,4 @@
-"""`kind: evaluate`: score any Whisper checkpoint, PEFT adapter or run on a CSV."""
+"""Scoring any Whisper checkpoint, PEFT adapter or run on the rows of a job, in Ray tasks."""
 
 from __future__ import annotations
 
@@ -53,9 +53,32 @@ def score_shard(
     return [scorer.score(rows[item.row], item.text).as_dict() | {"row": item.row} for item in heard]
 
 
-def collect(spec: JobSpec, root: Storage, shards: list[list[dict[str, Any]]]) -> dict[str, Any]:
+def loss_of(spec_json: str, root: str, model: dict[str, Any]) -> float:
+    """Mean loss per label token of a checkpoint on the validation set; runs as a Ray task."""
+    from jobs.batches import Loader
+    from jobs.train.session import LocalSession
+    from jobs.train.validation import validation_loss
+
+    spec = JobSpec.model_validate_json(spec_json)
+    set_threads(spec)
+    rows = Dataset.from_file(fetch_rows(Storage(root), "val"))
+    whisper = load_whisper(model["base"], model["revision"], attention=spec.engine.attention)
+    loader = Loader(
+        rows,
+        whisper.processor.feature_extractor,
+        whisper.prompter(),
+        threads=spec.data.threads,
+        prefetch=spec.data.prefetch,
+    )
+    with autocast(spec):
+        return validation_loss(whisper.model.to(device_of(spec)), rows, loader, spec, LocalSession())
+
+
+def collect(
+    spec: JobSpec, root: Storage, shards: list[list[dict[str, Any]]], lines_to: str = MODEL_LINES
+) -> dict[str, Any]:
     """Join the workers' shares, keep every utterance, and sum up."""
     lines = sorted((line for part in shards for line in part), key=lambda line: int(line["row"]))
     utterances = [Utterance.from_dict(line) for line in lines]
-    root.write_text(MODEL_LINES, to_lines(utterances))
+    root.write_text(lines_to, to_lines(utterances))
     return summarise(utterances, bootstrap=spec.evaluation.bootstrap)

@@ -26,6 +26,7 @@ OURS = (
     artifacts.EVALUATION,
     artifacts.CHECKPOINTS,
     artifacts.TENSORBOARD,
+    artifacts.SEARCH,
     artifacts.ADAPTER,
     artifacts.MERGED,
     artifacts.EXPORTS,

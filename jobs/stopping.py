@@ -21,7 +21,7 @@ _ECHO_S = 0.5
 
 
 class StopSignals:
-    """What the signals that came in ask for. One per process, made in the main thread."""
+    """What the signals that came in ask for; only the main thread may `install` it."""
 
     def __init__(self) -> None:
         self._first: signal.Signals | None = None
@@ -32,6 +32,10 @@ class StopSignals:
         """Take the signals; again after a library has taken them for itself."""
         for number in SIGNALS:
             signal.signal(number, self._take)
+
+    def ask(self) -> None:
+        """Ask as a SIGTERM does: for a training that hears of its end in another way than by signals."""
+        self._first = self._first or signal.SIGTERM
 
     @property
     def asked(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from service.artifacts import ADAPTER, DATASET, read_manifest
 from service.errors import InfeasibleError
-from service.spec.checks import require_model
+from service.spec.checks import require_model, trains
 from service.spec.export import missing_extras
 from service.spec.job import JobSpec
 from service.storage import Storage
@@ -49,7 +49,7 @@ def prepare_data(spec: str, root: str, splits: dict[str, str], model: str, log: 
     from jobs.prepare import prepare
 
     job = JobSpec.model_validate_json(spec)
-    if job.kind == "train":
+    if trains(job):
         # A hub model's modules are known only here: the same checks as `validate` makes for one that is at hand.
         require_model(job, load_dims(model))
 

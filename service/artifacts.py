@@ -31,6 +31,10 @@ REJECTS = "rejects.csv"
 REPORT = "report.html"
 SEARCH = "search"
 TRIALS = f"{SEARCH}/trials.json"
+WINNER = f"{SEARCH}/winner.json"
+"""The train job that makes a search's winner, as a spec that can be run as it stands."""
+FINALISTS = f"{SEARCH}/adapters"
+"""Adapters of the other configurations that were taken to the end, by trial."""
 DATA = "data"
 EVALUATION = "evaluation"
 BASE_LINES = f"{EVALUATION}/base.jsonl"
@@ -53,9 +57,9 @@ MANIFEST = "manifest.json"
 
 DATASET = f"{DATA}/dataset"
 
-UNLISTED = (MANIFEST, f"{CHECKPOINTS}/", f"{TENSORBOARD}/", f"{DATASET}/")
+UNLISTED = (MANIFEST, f"{CHECKPOINTS}/", f"{TENSORBOARD}/", f"{DATASET}/", f"{SEARCH}/trials/")
 """What manifest.json does not hash: itself, and what is there for going on with a run rather than a result of it (of
-the data it has the hash of what was used)."""
+the data it has the hash of what was used, and of a search's trials the table)."""
 
 
 class FileRecord(BaseModel):
@@ -100,6 +104,8 @@ class RunManifest(BaseModel):
     promoted: bool | None
     refused: dict[str, str] = {}
     """Artifacts that did not pass their proof, each with the reason."""
+    search: dict[str, Any] | None = None
+    """Of a search: its winner, that one's settings, its seed, and every trial's result."""
     files: list[FileRecord]
 
 

@@ -93,6 +93,7 @@ class Search(Record):
         importance: share of each setting in the spread of the scores, 0 to 1, as Optuna's PED-ANOVA tells it; {} where
             there are too few trials.
         ended: why no more trials were begun.
+        seconds: that the search has taken, in all of its attempts.
         gpu_hours: that all trials have used.
     """
 
@@ -109,6 +110,7 @@ class Search(Record):
     verdict: str | None = None
     importance: dict[str, float] = {}
     ended: str | None = None
+    seconds: float = 0.0
     gpu_hours: float = 0.0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from jobs import tasks
 from jobs.cluster import run_tasks
 from jobs.job import Job, describe, publish_job, warn_of_data
+from service.artifacts import MODEL_LINES
 
 
 def evaluate_job(job: Job) -> dict[str, Any]:
@@ -20,17 +21,27 @@ def evaluate_job(job: Job) -> dict[str, Any]:
         lambda: job.run(tasks.prepare_data, text, job.root.uri, splits, model["base"], job.events.log),
     )
     warn_of_data(job, data)
-    scored = job.stages.run("evaluate", f"transcribing with {spec.evaluation.model}", lambda: _evaluate(job, model))
+    scored = job.stages.run(
+        "evaluate", f"transcribing with {spec.evaluation.model}", lambda: score_rows(job, model, MODEL_LINES)
+    )
     base = describe(job, "the model", model["base"])
     metrics = {"job_id": spec.job_id, "model": scored, "seconds": job.stages.all_seconds()}
     publish_job(job, metrics, data, base)
     return metrics
 
 
-def _evaluate(job: Job, model: dict[str, Any]) -> dict[str, Any]:
+def score_rows(job: Job, model: dict[str, Any], lines_to: str) -> dict[str, Any]:
+    """Transcribe the job's validation rows with a model, in as many tasks as it has workers; returns its rates.
+
+    Args:
+        job: the job.
+        model: what `jobs.sources.resolve_model` has found.
+        lines_to: where every utterance is kept.
+    """
     from jobs.score_model import collect, score_shard
 
     shards, spec = max(1, job.resources.workers), job.spec.to_json()
     calls = [(spec, job.root.path(), model, rank, shards, job.events.log) for rank in range(shards)]
     cpus, gpus = job.resources.cpus, job.resources.gpus
-    return collect(job.spec, job.root, run_tasks(score_shard, calls, cpus=cpus, gpus=gpus, check=job.signals.check))
+    scored = run_tasks(score_shard, calls, cpus=cpus, gpus=gpus, check=job.signals.check)
+    return collect(job.spec, job.root, scored, lines_to)

@@ -1,7 +1,7 @@
 """A checkpoint: all that a run needs to go on as if it had never stopped.
 
 adapter/    the adapter as it is, in PEFT's format
-best/       the best adapter by WER so far, with best.json
+best/       the best adapter so far, with best.json
 state.pt    optimizer, schedule, loss scale, step, history, and every virtual rank's random states
 """
 
@@ -37,9 +37,10 @@ class Progress:
     evaluated: int = 0
     """The last step whose evaluation is done: a run may be stopped between a step and its evaluation."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """One entry per evaluation: step, wer, cer."""
+    """One entry per evaluation: its step, and wer and cer, or loss."""
     best_step: int | None = None
-    best_wer: float | None = None
+    best: float | None = None
+    """The least value of `evaluation.metric`."""
 
 
 def adapter_state(model: Any) -> dict[str, Tensor]:
@@ -97,7 +98,7 @@ def write_checkpoint(
     save_adapter(folder / ADAPTER, model, adapter_state(model))
     if best is not None:
         save_adapter(folder / BEST, model, best)
-        (folder / BEST / "best.json").write_text(json.dumps({"step": progress.best_step, "wer": progress.best_wer}))
+        (folder / BEST / "best.json").write_text(json.dumps({"step": progress.best_step, "score": progress.best}))
     state = {
         "progress": asdict(progress),
         "parts": {name: part.state_dict() for name, part in parts.items() if part is not None},

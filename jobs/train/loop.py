@@ -1,4 +1,7 @@
-"""Fine-tuning, as an outline: score the base, attach adapters, train, keep the best, prove it from its files."""
+"""Fine-tuning, as an outline: score the base, attach adapters, train, keep the best, prove it from its files.
+
+A trial of a search is the middle of it: the base has been scored, and nothing is published yet.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ from jobs.train.runtime import Runtime, make_runtime
 from jobs.train.session import Session
 from jobs.train.step import forward_loss
 from jobs.train.store import CheckpointStore
+from jobs.train.validation import validation_loss
 from service.artifacts import ADAPTER, BASE_LINES, TUNED_LINES
 from service.errors import DivergedError, JobFailedError, StoppedError
 from service.spec.job import JobSpec
@@ -56,15 +60,17 @@ class TrainTask:
     root: str
     revision: str | None = None
     """Commit of the base model on the hub that the run began with."""
+    trial: bool = False
+    """Whether it is a search's: then it ends with its last checkpoint, which a run of the same spec goes on from."""
 
 
 def train(task: TrainTask, session: Session) -> dict[str, Any]:
     """Fine-tune with all workers; each of them makes this call.
 
-    Leaves evaluation/base.jsonl, adapter/ and evaluation/tuned.jsonl under the root.
+    Leaves evaluation/base.jsonl, adapter/ and evaluation/tuned.jsonl under the root; a trial checkpoints alone.
 
     Returns:
-        {"base": metrics, "tuned": metrics, "adapter": coverage, "training": what was done}.
+        {"base": metrics, "tuned": metrics, "adapter": coverage, "training": what was done}; of a trial the last two.
 
     Raises:
         SpecError: the settings do not fit the model or the hardware.
@@ -80,7 +86,7 @@ class Trainer:
     """One run of the engine in one worker."""
 
     def __init__(self, task: TrainTask, session: Session) -> None:
-        self.spec, self.session = task.spec, session
+        self.task, self.spec, self.session = task, task.spec, session
         self.storage = Storage(task.root, transfer_events(session.emit))
         self.settings, self.revision = task.spec.training, task.revision
         self.runtime: Runtime = make_runtime(task.spec, self.storage, session)
@@ -105,17 +111,18 @@ class Trainer:
         seed_everything(self.settings.seed)
         self.whisper = self._load_base()
         self.whisper.model.to(self.runtime.device)
-        base = self._score_base()
+        base = None if self.task.trial else self._score_base()
         self._prepare_training()
         self._evaluate_if_due()  # a run may have been stopped between a step and its evaluation
         for batches in self._batches():
             self._step(batches)
         self.runtime.finish()
-        report = self._finish()
-        tuned = self._score_saved()
-        return {
-            "base": base,
-            "tuned": tuned,
+        report = self._take_best()
+        scores = {}
+        if not self.task.trial:
+            self._publish()
+            scores = {"base": base, "tuned": self._score_saved()}
+        return scores | {
             "adapter": report,
             "training": {
                 "steps": self.steps,
@@ -148,15 +155,7 @@ class Trainer:
     def _prepare_training(self) -> None:
         seed_everything(self.settings.seed)  # the same adapters whether or not the base was scored just now
         total = sum(parameter.numel() for parameter in self.whisper.model.parameters())
-        self.loader = Loader(
-            self.train_set,
-            self.whisper.processor.feature_extractor,
-            self.whisper.prompter(),
-            threads=self.spec.data.threads,
-            prefetch=self.spec.data.prefetch,
-            augmenter=Augmenter(self.spec.augment, self.settings.seed),
-            timestamps=self.spec.data.timestamps,
-        )
+        self.loader = self._loader(self.train_set, Augmenter(self.spec.augment, self.settings.seed))
         self.model = begin(self.whisper.model, self.settings, self.storage, self.session.rank, self._init_clips)
         if self.spec.engine.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -178,9 +177,21 @@ class Trainer:
                 "modules": len(lora_layers(self.model)),
                 "steps": self.steps,
                 "resumed_from_step": self.progress.step,
+                "history": self.progress.history,
                 "precision": self.runtime.precision,
                 "device": self.runtime.device_name,
             }
+        )
+
+    def _loader(self, rows: Dataset, augmenter: Augmenter | None = None) -> Loader:
+        return Loader(
+            rows,
+            self.whisper.processor.feature_extractor,
+            self.whisper.prompter(),
+            threads=self.spec.data.threads,
+            prefetch=self.spec.data.prefetch,
+            augmenter=augmenter,
+            timestamps=self.spec.data.timestamps,
         )
 
     def _resume(self) -> None:
@@ -304,21 +315,30 @@ class Trainer:
         if not due or self.progress.evaluated == step:
             return False
         try:
-            _, summary = self._evaluate(self.model, "validation", 0)
+            found = self._measure()
         except StoppedError:
             self._stop()
-        wer = summary["wer"]
-        better = self.progress.best_wer is None or wer < self.progress.best_wer
+        score = found[self.spec.evaluation.metric]
+        better = self.progress.best is None or score < self.progress.best
         if better and step >= self.first_learning_step:
-            self.progress.best_wer, self.progress.best_step, self.best = wer, step, adapter_state(self.model)
-        self.progress.history.append({"step": step, "wer": wer, "cer": summary["cer"]})
+            self.progress.best, self.progress.best_step, self.best = score, step, adapter_state(self.model)
+        self.progress.history.append({"step": step} | found)
         self.progress.evaluated = step
-        self.session.emit({"event": "evaluation", "step": step, "wer": wer, "cer": summary["cer"]})
-        self.runtime.log({"eval/wer": wer, "eval/cer": summary["cer"]}, step)
+        self.session.emit({"event": "evaluation", "step": step} | found)
+        self.runtime.log({f"eval/{name}": value for name, value in found.items()}, step)
         self._save()
         for window in (self.window, self.whole):
             window.restart()
         return True
+
+    def _measure(self) -> dict[str, float]:
+        """The validation set's WER and CER, or its loss, as `evaluation.metric` says."""
+        if self.spec.evaluation.metric == "wer":
+            _, summary = self._evaluate(self.model, "validation", 0)
+            return {name: summary[name] for name in ("wer", "cer")}
+        with self.runtime.autocast(), inputs_that_were_there():
+            loader = self._loader(self.val_set)
+            return {"loss": validation_loss(self.model, self.val_set, loader, self.spec, self.session)}
 
     def _save(self) -> None:
         """Keep a checkpoint of the last step; rank 0 writes it."""
@@ -336,8 +356,8 @@ class Trainer:
 
     # The way out: the best adapter, on disk, proven.
 
-    def _finish(self) -> dict[str, Any]:
-        """Publish the best adapter and show that every module in it has moved."""
+    def _take_best(self) -> dict[str, Any]:
+        """Put the best adapter in place, and show that every module in it has moved."""
         from peft import set_peft_model_state_dict
 
         assert self.best is not None, "the last step is always evaluated"
@@ -346,11 +366,15 @@ class Trainer:
         require_coverage(report)
         report["without_adapter"] = without_adapter(self.model, self.settings)
         report["trainable_parameters"] = sum(parameter.numel() for parameter in self.parameters)
+        return report
+
+    def _publish(self) -> None:
+        """Write the best adapter in the form that fits the untouched base."""
+        assert self.best is not None
         if self.session.rank == 0:
             with self.storage.new_folder(ADAPTER) as folder:
                 save_published(folder, self.model, self.best, self.before)
         distributed.barrier()
-        return report
 
     def _score_saved(self) -> dict[str, Any]:
         """Score what was published: the adapter's files on a base read anew, not what is in memory."""

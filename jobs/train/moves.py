@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig
 from jobs.cluster import Resources, Wish, draining_nodes
 
 if TYPE_CHECKING:
-    from jobs.job import Job
+    from jobs.job import Run
 
 _LOOK_EVERY_S = 1.0
 
@@ -32,7 +32,7 @@ class Moves:
         resources: what the group has.
     """
 
-    def __init__(self, job: Job, resources: Resources) -> None:
+    def __init__(self, job: Run, resources: Resources) -> None:
         self.reason: str | None = None
         """Why the group is to move; None: it is not."""
         self.leaving = False

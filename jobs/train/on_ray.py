@@ -39,7 +39,7 @@ from service.spec.job import JobSpec
 from service.storage import Storage
 
 if TYPE_CHECKING:
-    from jobs.job import Job
+    from jobs.job import Run
 
 _POLL_S = 0.2
 
@@ -68,8 +68,14 @@ class RaySession:
         return self._stop.is_set() or asked_to_end()
 
 
-def train_on_ray(job: Job, revision: str | None) -> dict[str, Any]:
+def train_on_ray(job: Run, revision: str | None, data: Storage | None = None, *, trial: bool = False) -> dict[str, Any]:
     """Run the engine in a group of workers; returns what `jobs.train.loop.train` returns.
+
+    Args:
+        job: the training.
+        revision: commit of the base model.
+        data: the root that has the prepared rows, where it is not the training's own.
+        trial: see `jobs.train.loop.TrainTask`.
 
     A worker that dies costs the steps since the last checkpoint: the group is started again, `resources.max_failures`
     times at most. Ray Train's own retries would also repeat what fails in the same way each time. A group that moves
@@ -82,7 +88,8 @@ def train_on_ray(job: Job, revision: str | None) -> dict[str, Any]:
         HungError: a worker gave no sign of life.
         StoppedError: the user asked for it, or the job's own node is taken away; a checkpoint is kept.
     """
-    config = {"spec": job.spec.to_json(), "root": job.root.path(), "revision": revision}
+    config: dict[str, Any] = {"spec": job.spec.to_json(), "root": job.root.path(), "revision": revision}
+    config |= {"data": (data or job.root).path(), "trial": trial}
     limit, failures, resources = job.spec.resources.max_failures, 0, job.resources
     while True:
         counted = ""
@@ -115,7 +122,7 @@ def train_on_ray(job: Job, revision: str | None) -> dict[str, Any]:
         resources = job.await_resources()
 
 
-def _fit(job: Job, trainer: TorchTrainer, moves: Moves) -> None:
+def _fit(job: Run, trainer: TorchTrainer, moves: Moves) -> None:
     """One group of workers, from its start to its end.
 
     `fit` runs beside the main thread: in it, Ray takes Ctrl-C for itself and ends the process silently.
@@ -160,7 +167,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 
 
-def _trainer(job: Job, config: dict[str, Any], resources: Resources) -> TorchTrainer:
+def _trainer(job: Run, config: dict[str, Any], resources: Resources) -> TorchTrainer:
     return TorchTrainer(
         _worker,
         train_loop_config=config | {"log": job.events.log, "bell": job.events.bell},
@@ -193,14 +200,14 @@ def _worker(config: dict[str, Any]) -> None:
 
     session = RaySession(config["log"], config["bell"])
     session.emit({"event": "worker", "pid": os.getpid()})
-    spec, storage = JobSpec.model_validate_json(config["spec"]), Storage(config["root"])
+    spec, data = JobSpec.model_validate_json(config["spec"]), Storage(config["data"])
     try:
-        splits = {name: fetch_rows(storage, name) for name in ("train", "val")}
+        train_rows, val_rows = (fetch_rows(data, name) for name in ("train", "val"))
     except NotFoundError:
         where = ray.util.get_node_ip_address()
         way_out = f"is not seen on the node {where}; give a folder that all nodes share as outdir or storage.uri"
-        raise InputError([Fault(config["root"], way_out)]) from None
-    task = TrainTask(spec, **splits, root=config["root"], revision=config["revision"])
+        raise InputError([Fault(config["data"], way_out)]) from None
+    task = TrainTask(spec, train_rows, val_rows, config["root"], config["revision"], config["trial"])
     try:
         result = train(task, session)
     except WhisperJobsError:

@@ -13,14 +13,14 @@ FORMATS = "export.formats"
 def export_findings(spec: JobSpec) -> Findings:
     """Whether the formats can be made of what the job leaves."""
     export = spec.export
-    if spec.kind == "train":
+    if spec.kind != "export":
         wanted = export.beyond_hf
         if wanted and not spec.training.merge_lora:
             message = "are made from the merged model, and training.merge_lora is off; switch it on"
             yield Finding((FORMATS, "training.merge_lora"), message, wanted)
         for name in ("source", "base"):
             if getattr(export, name) is not None:
-                yield advice(f"export.{name}", "has no effect in a train job", getattr(export, name))
+                yield advice(f"export.{name}", f"has no effect in a {spec.kind} job", getattr(export, name))
     if not export.beyond_hf:
         for name in ("max_wer_increase", "min_identical"):
             if getattr(export, name) != ExportConfig.model_fields[name].default:

@@ -191,6 +191,7 @@ def _same(one: str, other: str) -> bool:
 
 FILE_CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
     "train": (_train_csvs, _guard_csv, _root, _base_folder),
+    "search": (_train_csvs, _guard_csv, _root, _base_folder),
     "evaluate": (_scored_csv, _scored_path, _root),
     "export": (_scored_csv, _exported_path, _root),
 }

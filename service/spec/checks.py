@@ -10,12 +10,16 @@ from service.spec.check_exports import export_findings, shape_findings
 from service.spec.check_files import FILE_CHECKS
 from service.spec.check_inits import init_findings
 from service.spec.check_modules import module_findings, rank_findings
+from service.spec.check_space import idle_findings, search_findings, space_findings
 from service.spec.findings import Finding, Findings, advice
 from service.spec.job import JobSpec
 from service.spec.paths import MODELS, PATHS, is_stored, is_uri
 from service.spec.settings import nearest
 from service.spec.whisper_dims import OPENAI, NotWhisperError, WhisperDims, dims_of, is_folder
 from service.spec.whisper_modules import modules
+
+TRAINING = ("train", "search")
+"""Kinds of jobs that fine-tune a model."""
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 """accelerate's names."""
@@ -35,16 +39,38 @@ def findings(spec: JobSpec, *, check_files: bool = True) -> Findings:
     if check_files:
         for check in FILE_CHECKS[spec.kind]:
             yield from check(spec)
-    if spec.kind == "train":
+    if trains(spec):
         yield from _base_model(spec, check_files=check_files)
+    if spec.kind == "search":
+        yield from space_findings(spec, lambda job: _at_a_point(job, known_here(spec)))
+
+
+def trains(spec: JobSpec) -> bool:
+    """Whether the job fine-tunes a model."""
+    return spec.kind in TRAINING
+
+
+def known_here(spec: JobSpec) -> WhisperDims | None:
+    """The sizes of the base model, where they are known without a network."""
+    try:
+        return dims_of(spec.training.base_model)
+    except NotWhisperError:
+        return None
+
+
+def _at_a_point(job: JobSpec, dims: WhisperDims | None) -> Findings:
+    """The checks of a train job that settings of `training` decide."""
+    yield from init_findings(job)
+    yield from rank_findings(job.training) if dims is None else findings_on(job, dims)
 
 
 def _required(spec: JobSpec) -> Findings:
+    csvs = [
+        ("training.train_csv", "give the CSV of the clips to train on"),
+        ("training.val_csv", "give the CSV of the held-out clips"),
+    ]
     wanted: dict[str, list[tuple[str, str]]] = {
-        "train": [
-            ("training.train_csv", "give the CSV of the clips to train on"),
-            ("training.val_csv", "give the CSV of the held-out clips"),
-        ],
+        **dict.fromkeys(TRAINING, csvs),
         "evaluate": [
             ("evaluation.model", "give the model to score: a hub id, a folder or the root of a run"),
             ("evaluation.csv", "give the CSV to score it on"),
@@ -54,7 +80,7 @@ def _required(spec: JobSpec) -> Findings:
     for path, way_out in wanted[spec.kind]:
         section, name = path.split(".")
         section_spec: Spec = getattr(spec, section)
-        if spec.kind == "train" and spec.data.dataset:
+        if trains(spec) and spec.data.dataset:
             if getattr(section_spec, name) is not None:
                 text = "is given, and data.dataset too; give one of the two"
                 yield Finding((path, "data.dataset"), text, getattr(section_spec, name))
@@ -140,7 +166,7 @@ def _dataset(spec: JobSpec) -> Findings:
 
 def _guard(spec: JobSpec) -> Findings:
     guard = spec.guard
-    if spec.kind != "train" and guard.csv is not None:
+    if not trains(spec) and guard.csv is not None:
         yield advice("guard.csv", f"has no effect with kind {spec.kind}: there is no tuned model to guard", guard.csv)
     for name in ("max_wer_increase", "max_regressions"):
         value = getattr(guard, name)
@@ -196,6 +222,8 @@ def require_model(spec: JobSpec, dims: WhisperDims) -> list[str]:
         SpecError: with every fault.
     """
     found = list(findings_on(spec, dims))
+    if spec.kind == "search":
+        found += space_findings(spec, lambda job: _at_a_point(job, dims))
     faults = [finding.fault(finding.settings[0]) for finding in found if finding.fatal]
     if faults:
         raise SpecError(faults)
@@ -272,21 +300,24 @@ def _scored_model(spec: JobSpec) -> Findings:
         yield from _hub_name("evaluation.model", spec.evaluation.model)
 
 
+_OF_TRAINING = (
+    _required,
+    _credentials,
+    _precision,
+    _offload,
+    init_findings,
+    _resources,
+    _dataset,
+    _guard,
+    _trackers,
+    export_findings,
+    _advice_on_training,
+)
+
 CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
-    "train": (
-        _required,
-        _credentials,
-        _precision,
-        _offload,
-        init_findings,
-        _resources,
-        _dataset,
-        _guard,
-        _trackers,
-        export_findings,
-        _advice_on_training,
-    ),
-    "evaluate": (_required, _credentials, _precision, _resources, _scored_model, _guard),
-    "export": (_required, _credentials, _resources, export_findings, _guard),
+    "train": (*_OF_TRAINING, idle_findings),
+    "search": (*_OF_TRAINING, search_findings),
+    "evaluate": (_required, _credentials, _precision, _resources, _scored_model, _guard, idle_findings),
+    "export": (_required, _credentials, _resources, export_findings, _guard, idle_findings),
 }
 """The checks that need nothing but the spec, by the kind of job."""

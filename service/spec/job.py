@@ -13,6 +13,7 @@ from service.spec.augment import AugmentConfig
 from service.spec.base import Spec
 from service.spec.export import ExportConfig
 from service.spec.guard import GuardConfig
+from service.spec.search import SearchConfig
 from service.spec.sections import DataConfig, EngineConfig, EvaluationConfig, ResourcesConfig, StorageConfig
 from service.spec.training import TrainingConfig
 
@@ -22,6 +23,7 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
     "training": {"outdir"},
     "data": {"prefetch", "threads"},
     "engine": {"keep_checkpoints", "report_to", "threads", "timeout_s"},
+    "search": {"concurrent", "max_failures"},
     "resources": {"min_workers", "gpus_per_worker", "cpus_per_worker", "wait_s", "max_failures"},
 }
 """What changes the result by rounding at most: where artifacts go, what is kept of them, on what it is computed."""
@@ -30,9 +32,10 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
 class JobSpec(Spec):
     """A job. All that it needs to run again as it stands, except addresses and credentials."""
 
-    kind: Literal["train", "evaluate", "export"] = "train"
-    """What the job does: `train` fine-tunes, scores, merges, exports and publishes; `evaluate` scores a model on a CSV;
-    `export` merges and exports an adapter that is there already."""
+    kind: Literal["train", "search", "evaluate", "export"] = "train"
+    """What the job does: `train` fine-tunes, scores, merges, exports and publishes; `search` tries settings of
+    `training` first, and does so with the best; `evaluate` scores a model on a CSV; `export` merges and exports an
+    adapter that is there already."""
 
     name: str | None = Field(
         default=None, pattern=r"^[a-z0-9]([a-z0-9._-]{0,38}[a-z0-9])?$", examples=["call-centre-nl"]
@@ -48,6 +51,9 @@ class JobSpec(Spec):
 
     training: TrainingConfig = TrainingConfig()
     """What is trained, on what, and how."""
+
+    search: SearchConfig = SearchConfig()
+    """For `kind: search`: what is tried, how it is chosen, and when the search ends."""
 
     engine: EngineConfig = EngineConfig()
     """How training steps are made."""

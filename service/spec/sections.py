@@ -113,6 +113,11 @@ class EvaluationConfig(Spec):
     csv: str | None = Field(default=None, min_length=1, examples=["data/test.csv"])
     """For `kind: evaluate`: the CSV to score it on, in the form of `training.val_csv`."""
 
+    metric: Literal["wer", "loss"] = "wer"
+    """What evaluations in training measure on the validation set, and so what the best checkpoint and a search's winner
+    are chosen by: `wer`, by generation, or `loss`, per label token, which takes a fraction of the time and says less.
+    The base model and the result are scored by their WER in any case."""
+
     batch_size: Int = Field(default=32, ge=1)
     """Clips that are transcribed at once, per worker. They are sorted by length first."""
 

@@ -85,9 +85,9 @@ def test_the_published_adapter_is_the_best_by_wer_and_the_first_of_equals(run: R
     assert same(run.adapter(), run.adapter(best["step"]))
     assert run.result["tuned"]["wer"] == best["wer"], "what was published scores as it did in training"
     state = torch.load(run.root / f"checkpoints/checkpoint-{STEPS}/state.pt")
-    assert state["progress"]["best_wer"] == best["wer"]
+    assert state["progress"]["best"] == best["wer"]
     kept = json.loads((run.root / f"checkpoints/checkpoint-{STEPS}/best/best.json").read_text())
-    assert kept == {"step": best["step"], "wer": best["wer"]}
+    assert kept == {"step": best["step"], "score": best["wer"]}
     assert same(saved_adapter(run.root / f"checkpoints/checkpoint-{STEPS}/best"), run.adapter())
 
 

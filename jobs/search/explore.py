@@ -1,0 +1,243 @@
+"""A search under way: Ray Tune's samplers and schedulers over trials, the ledger kept, budgets and stops obeyed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from rich.markup import escape
+
+from jobs.cluster import as_user_error, groups_at_once, release_placement_groups
+from jobs.failures import GO_ON
+from jobs.job import Job
+from jobs.search.ledger import ENDED, Ledger, trial_id
+from jobs.search.sampler import SCORE, make_searcher
+from jobs.search.trainable import TrialActor
+from jobs.search.trial import Result, TrialPlan
+from service.errors import InfeasibleError, JobFailedError, WhisperJobsError
+from service.spec.job import JobSpec
+
+_POLL_S = 0.2
+_SWEEP_EVERY_S = 10.0
+DRIVER_MEMORY = 512 << 20
+"""Bytes that a trial's driver is counted with where its workers have the CPUs."""
+
+TIME = "evaluation"
+"""What schedulers count by: evaluations, each the same share of its trial's schedule."""
+
+
+def trials_at_once(job: Job) -> int:
+    """How many trials the cluster has room for now, or fewer where `search.concurrent` says so.
+
+    Raises:
+        InfeasibleError: there is room for none.
+    """
+    room = groups_at_once(job.resources)
+    if not room:
+        raise InfeasibleError(
+            "resources: the cluster has no room for one trial; lower resources.workers, resources.cpus_per_worker or "
+            "resources.gpus_per_worker"
+        )
+    return min(room, job.spec.search.concurrent or room)
+
+
+def explore(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> str:
+    """Run trials until all are done, or a budget is used up; returns why no more were begun.
+
+    Raises:
+        StoppedError: the user asked for it. Every running trial has left a checkpoint.
+        JobFailedError: too many trials have failed.
+        WhisperJobsError: what would end every trial.
+    """
+    watch = Watch(job.spec, ledger, at_once)
+    ray.get(job.events.bell.reset.remote())
+    with tempfile.TemporaryDirectory(prefix="whisper-jobs-tune-") as scratch:
+        tuner = _tuner(job, ledger, plan, at_once, watch, scratch)
+        ended: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                tuner.fit()
+            except BaseException as error:  # noqa: BLE001  # raised in the main thread
+                ended.append(error)
+
+        # Beside the main thread: in it Ray Tune takes the signals for itself.
+        thread = threading.Thread(target=fit, daemon=True, name="tune")
+        thread.start()
+        rung, swept = False, time.monotonic()
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            job.signals.check_watched()
+            ledger.seconds = ledger.before_s + watch.elapsed_s
+            if job.signals.asked:
+                watch.end("the user asked for it")
+            if watch.reason and not rung:
+                rung = True
+                text = f"ending the search: {watch.reason}; running trials leave a checkpoint"
+                job.events.emit({"event": "notice", "text": escape(text)})
+                job.events.bell.ring.remote()
+            if time.monotonic() - swept > _SWEEP_EVERY_S:
+                swept = time.monotonic()
+                release_placement_groups()
+    watch.close()
+    ray.get(job.events.bell.reset.remote())
+    if job.signals.asked:
+        done = sum(trial.status in ENDED for trial in ledger.trials)
+        raise job.signals.error(f"stopped with {done} trials done. The same command goes on with the others")
+    if watch.fatal:
+        raise watch.fatal
+    if ended:
+        raise as_user_error(ended[0]) from ended[0]
+    if watch.too_many_failures:
+        last = [f"{trial.id}: {trial.cause}" for trial in ledger.trials if trial.status == "failed"][-1]
+        raise JobFailedError(
+            f"search: {ledger.failures} trials have failed (search.max_failures: {job.spec.search.max_failures}); the "
+            f"last one: {last}"
+        )
+    for trial in ledger.trials:
+        if trial.status not in ENDED:
+            ledger.end(trial.id, "stopped", watch.reason or "the search ended")
+    ledger.forget_losers()
+    if not ledger.ranking():
+        raise JobFailedError(f"search: no trial was evaluated ({watch.reason or 'all have failed'}); give it more")
+    return watch.reason or "all trials are done"
+
+
+class Watch(tune.Stopper, tune.Callback):
+    """Sees each result: keeps the ledger, forgets losers' checkpoints, and ends the search where a budget is used up.
+
+    Its methods are called by Ray Tune, in its thread.
+    """
+
+    def __init__(self, spec: JobSpec, ledger: Ledger, at_once: int) -> None:
+        self._spec, self._ledger, self._at_once = spec, ledger, at_once
+        self._began = time.monotonic()
+        self._cleaner = ThreadPoolExecutor(1, thread_name_prefix="forget")
+        self._at_start = ledger.gpu_hours
+        self.reason: str | None = None
+        """Why the search is to end early."""
+        self.fatal: WhisperJobsError | None = None
+        self.too_many_failures = False
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of this attempt."""
+        return time.monotonic() - self._began
+
+    def end(self, reason: str) -> None:
+        """Begin no more trials, and end those that run."""
+        self.reason = self.reason or reason
+
+    def close(self) -> None:
+        """Wait for what is still being removed."""
+        self._cleaner.shutdown(wait=True)
+
+    # A stopper of Ray Tune's.
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """See Stopper: single trials are the scheduler's affair."""
+        return False
+
+    def stop_all(self) -> bool:
+        """See Stopper."""
+        search = self._spec.search
+        if search.hours is not None and self._ledger.before_s + self.elapsed_s >= search.hours * 3600:
+            self.end(f"search.hours, {search.hours:g}, are over")
+        if search.gpu_hours is not None and self._ledger.gpu_hours >= search.gpu_hours:
+            self.end(f"search.gpu_hours, {search.gpu_hours:g}, are used up")
+        if self._ledger.failures > search.max_failures:
+            self.too_many_failures = True
+            self.end("too many trials have failed")
+        return self.reason is not None
+
+    # Callbacks of Ray Tune's.
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """See Callback."""
+        found: Result = result["result"]
+        name = trial_id(trial.config["number"])
+        self._ledger.add(name, found.entries, **found.facts)
+        if found.fatal:
+            self.fatal = found.fatal
+            self.end("what has ended this trial would end the others too")
+        elif found.status in ENDED:
+            self._end(name, found.status, found.cause)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See Callback: where its last result was none that ends it, the scheduler has ended it."""
+        last = (trial.last_result or {}).get("result")
+        if last is None or last.status != "running" or self.reason:
+            return
+        share = last.evaluation / self._spec.search.evaluations
+        self._end(trial_id(trial.config["number"]), "stopped", f"{self._spec.search.scheduler}: at {share:.0%}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See Callback: its process has died more often than `resources.max_failures` allows."""
+        error = trial.get_pickled_error() or trial.get_error()
+        cause = str(as_user_error(error)) if error else "its process died"
+        self._end(trial_id(trial.config["number"]), "failed", cause.removesuffix(GO_ON).strip())
+
+    def _end(self, name: str, status: Any, cause: str | None) -> None:
+        self._ledger.end(name, status, cause)
+        self._cleaner.submit(self._ledger.forget_losers)
+
+
+def scheduler_of(spec: JobSpec) -> TrialScheduler:
+    """Ray Tune's scheduler of `search.scheduler`."""
+    search = spec.search
+    common: dict[str, Any] = {"time_attr": TIME, "metric": SCORE, "mode": "min", "grace_period": search.grace}
+    if search.scheduler == "asha" and search.evaluations > 1:
+        # Repeats come after the last evaluation, and are not to be cut off.
+        return ASHAScheduler(
+            **common, max_t=search.evaluations, reduction_factor=search.reduction, stop_last_trials=False
+        )
+    if search.scheduler == "median":
+        # It would pause trials for others to catch up; here each keeps its place.
+        return MedianStoppingRule(**common, min_time_slice=float("inf"))
+    return FIFOScheduler()
+
+
+def _tuner(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int, watch: Watch, scratch: str) -> tune.Tuner:
+    _quieten()
+    spec = job.spec
+    bundle: dict[str, float] = {"memory": float(DRIVER_MEMORY)}
+    if not spec.resources.workers:
+        bundle = job.resources.per_worker()
+    actor = tune.with_parameters(TrialActor, plan=plan, bell=job.events.bell)
+    return tune.Tuner(
+        tune.with_resources(actor, tune.PlacementGroupFactory([bundle])),
+        tune_config=tune.TuneConfig(
+            search_alg=make_searcher(spec, ledger),
+            scheduler=scheduler_of(spec),
+            num_samples=-1,  # the searcher says when there are no more
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=scratch,  # the ledger is what a search goes on from
+            stop=watch,
+            callbacks=[watch],
+            failure_config=tune.FailureConfig(max_failures=spec.resources.max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+
+
+def _quieten() -> None:
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that has failed has no score
+    os.environ["TUNE_WARN_THRESHOLD_S"] = "60"
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)

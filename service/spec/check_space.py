@@ -1,0 +1,178 @@
+"""Checks of a search: no point of its space may be an invalid job, and its settings must fit each other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.spec import words
+from service.spec.findings import Finding, Findings, advice
+from service.spec.job import JobSpec
+from service.spec.search import Dimension
+from service.spec.settings import FLAT, nearest
+from service.spec.space import FIXED, Point, job_at, planned_trials, rests_on, space_of, value_words, walk, words_of
+from service.spec.training import TrainingConfig
+
+SPACE = "search.space"
+
+MOST_POINTS = 1000
+"""Points that are checked one by one; of a larger space these many are drawn, after all pairs of values."""
+
+Check = Callable[[JobSpec], Findings]
+
+
+def space_findings(spec: JobSpec, check: Check) -> Findings:
+    """Whether all points of the space are valid train jobs.
+
+    Args:
+        spec: the search.
+        check: the checks of a train job.
+    """
+    wrong = list(_dimension_findings(spec))
+    yield from wrong
+    if wrong:
+        return
+    # What is wrong with the defaults too is no fault of the space, and is reported as theirs.
+    known = {finding.message for finding in check(job_at(spec, {})) if finding.fatal}
+    seen: set[tuple[str, ...]] = set()
+    for point in itertools.islice(_telling_points(spec), MOST_POINTS):
+        for path, message in _faults_at(spec, point, check):
+            if message in known:
+                continue
+            if (path, _kind_of(message)) not in seen:
+                seen.add((path, _kind_of(message)))
+                yield Finding(
+                    (SPACE,), f"holds a point that is no valid job: {path} {message}. It is {words_of(point)}"
+                )
+
+
+def _faults_at(spec: JobSpec, point: Point, check: Check) -> Iterator[tuple[str, str]]:
+    """Setting and message of what is wrong at a point."""
+    try:
+        job = job_at(spec, point)
+    except ValidationError as error:
+        wrong = {str(entry["loc"][0]): words.message(entry) for entry in error.errors()}
+        yield from ((f"{FLAT}.{name}", message) for name, message in wrong.items())
+        job = job_at(spec, {name: value for name, value in point.items() if name not in wrong})
+    yield from ((each.settings[0], each.message) for each in check(job) if each.fatal)
+
+
+def search_findings(spec: JobSpec) -> Findings:
+    """Whether the settings of a search fit each other."""
+    search = spec.search
+    if search.sampler == "grid":
+        ranges = [name for name, dimension in space_of(spec).items() if not dimension.is_finite]
+        if ranges:
+            text = f"needs values that can be listed, and {', '.join(ranges)} is a range; give a choice of values"
+            yield Finding(("search.sampler", SPACE), text, search.sampler)
+        elif not any(_dimension_findings(spec)) and search.trials and search.trials < planned_trials(spec):
+            text = f"is less than the grid's {planned_trials(spec)} points, defaults included; leave it out"
+            yield Finding(("search.trials", SPACE, "search.sampler"), text, search.trials)
+    if search.top_k > 1 and search.trials and search.top_k > search.trials:
+        yield Finding(("search.top_k", "search.trials"), f"is more than the {search.trials} trials", search.top_k)
+    if search.grace > search.evaluations:
+        text = f"is more than search.evaluations ({search.evaluations}): no trial would be ended early; lower it"
+        yield Finding(("search.grace", "search.evaluations"), text, search.grace)
+    elif search.scheduler != "none" and search.evaluations == 1:
+        text = f"of 1 leaves `{search.scheduler}` nothing to end early; give 2 or more, or scheduler none"
+        yield advice("search.evaluations", text)
+    if search.gpu_hours is not None and spec.resources.gpus_per_worker == 0:
+        yield advice("search.gpu_hours", "has no effect: resources.gpus_per_worker is 0", search.gpu_hours)
+
+
+def idle_findings(spec: JobSpec) -> Findings:
+    """For jobs of other kinds: what a search's settings do there."""
+    if spec.search != type(spec.search)():
+        yield Finding(("kind", "search"), f"is {spec.kind}, and `search` is given; write kind: search, or leave it out")
+
+
+def _dimension_findings(spec: JobSpec) -> Findings:
+    """Faults of single dimensions: unknown names, values that the setting does not take, circles."""
+    space = space_of(spec)
+    known = [name for name in TrainingConfig.model_fields if name not in FIXED]
+    for name, dimension in space.items():
+        if name in FIXED:
+            yield Finding((SPACE,), f"holds {name}, which cannot be searched: {FIXED[name]}")
+        elif name not in TrainingConfig.model_fields:
+            close = nearest(name, known)
+            hint = f"; did you mean {close[0]}?" if close else "; `whisper-jobs explain training` lists them"
+            yield Finding((SPACE,), f"holds {name}, which is no setting of training{hint}")
+        else:
+            yield from _value_findings(name, dimension)
+        for other in (dimension.times, *dimension.conditions):
+            if other is not None and other not in TrainingConfig.model_fields:
+                close = nearest(other, known)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                yield Finding((SPACE,), f"lets {name} depend on {other}, which is no setting of training{hint}")
+        for other, values in dimension.conditions.items():
+            if other in space and space[other].kind == "choice" and not any(v in space[other].options for v in values):
+                text = f"draws {name} only when {other} is {' or '.join(map(value_words, values))}, which it never is"
+                yield Finding((SPACE,), text)
+    if circle := _circle(space):
+        yield Finding((SPACE,), f"holds settings that depend on each other in a circle: {', '.join(circle)}")
+
+
+def _value_findings(name: str, dimension: Dimension) -> Findings:
+    if dimension.times is not None:
+        base = TrainingConfig.model_fields.get(dimension.times)
+        if base is not None and (isinstance(base.default, bool) or not isinstance(base.default, int | float)):
+            yield Finding((SPACE,), f"multiplies {dimension.times} for {name}, and that is no number")
+        return
+    whole = TrainingConfig.model_fields[name].default
+    if dimension.kind in ("uniform", "loguniform") and isinstance(whole, int):
+        what = "is true or false; give a choice" if isinstance(whole, bool) else "takes whole numbers; give randint"
+        yield Finding((SPACE,), f"draws {name} by {dimension.kind}, and it {what}")
+        return
+    for value in dimension.options if dimension.kind != "randint" else dimension.randint or ():
+        try:
+            TrainingConfig.model_validate({name: value})
+        except ValidationError as error:
+            entry = error.errors()[0]
+            yield Finding((SPACE,), f"holds a value of {name} that {words.message(entry)}", value)
+
+
+def _circle(space: dict[str, Dimension]) -> list[str]:
+    placed: set[str] = set()
+    while ready := [name for name in space if name not in placed and not rests_on(space, name) - placed]:
+        placed |= set(ready)
+    return [name for name in space if name not in placed]
+
+
+def _telling_points(spec: JobSpec) -> Iterator[Point]:
+    """Points among which a fault of the space shows: all, where there are few enough; else pairs of values and a draw.
+
+    A check looks at one value or at how two of them go together.
+    """
+    space = space_of(spec)
+    if math.prod(len(_telling(dimension)) for dimension in space.values()) <= MOST_POINTS:
+        yield from walk(spec, _telling)
+        return
+    for pair in itertools.combinations(space.values(), 2):
+        yield from walk(spec, partial(_of_a_pair, pair))
+    generator = random.Random(0)
+    while True:
+        yield next(walk(spec, lambda each: [generator.choice(_telling(each))]))
+
+
+def _of_a_pair(pair: tuple[Dimension, ...], dimension: Dimension) -> Sequence[Any]:
+    return _telling(dimension)[: None if dimension in pair else 1]
+
+
+def _telling(dimension: Dimension) -> Sequence[Any]:
+    """Values at which a check may find something: all of a list; the ends and their neighbours of a range."""
+    options = dimension.options
+    if dimension.kind == "randint" and len(options) > 8:
+        middle = len(options) // 2
+        return list(dict.fromkeys([*options[:2], *options[middle : middle + 2], *options[-2:]]))
+    return options
+
+
+def _kind_of(message: str) -> str:
+    """A message without its numbers: one fault is told once, not for each value."""
+    return "".join(letter for letter in message if not letter.isdigit())[:80]
