@@ -473,7 +473,8 @@ def release_placement_groups() -> None:
     for content in accessor.get_placement_group_table():
         found = PlacementGroupTableData.FromString(content)
         removed = found.state == PlacementGroupTableData.PlacementGroupState.REMOVED
-        orphaned = found.creator_actor_id and found.creator_actor_dead
+        maker = found.creator_actor_id
+        orphaned = maker and not ray.ActorID(maker).is_nil() and found.creator_actor_dead
         if found.creator_job_id.hex() == job and orphaned and not removed:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(found.placement_group_id)))
 

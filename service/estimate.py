@@ -134,10 +134,14 @@ def estimate(
         raise InputError(
             [Fault("--prices", f"has no price of {name}; it has {', '.join(prices.gpu_hour)}; give --gpu")]
         )
+    runs = spec.search.repeats * plan.search.trials if plan.search else 1
+    if plan.search and spec.search.final_epochs:
+        runs += spec.search.top_k
     adapted = adapted_modules(spec.training, modules(dims))
     work = training_flop(dims, adapted, frozen_encoder=spec.training.freeze_encoder)
     clips, held_out = (plan.rows["train"] or 0) * spec.training.epochs, plan.rows["val"] or 0
-    total = clips * work + held_out * (plan.schedule.evaluations + 3) * evaluation_flop(dims)
+    total = runs * (clips * work + held_out * plan.schedule.evaluations * evaluation_flop(dims))
+    total += 3 * held_out * evaluation_flop(dims)
     gpu_hours = total / (peaks[name] * 1e12 * UTILISATION) / 3600
     cost = gpu_hours * prices.gpu_hour[name] if prices else None
     return Estimate(name, gpus, work / 1e12, gpu_hours, cost, prices.currency if prices else None)

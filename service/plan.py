@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from service.memory import Memory, evaluation_memory, training_memory
+from service.spec.check_space import telling_points
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
+from service.spec.space import job_at, planned_trials, space_of, walk
 from service.spec.targets import PARTS, AdaptedModule, adapted_modules, in_encoder, saved_modules
 from service.spec.training import CHANGES_BASE, init_family
 from service.spec.whisper_dims import NotWhisperError, WhisperDims, dims_of
 from service.spec.whisper_modules import EMBEDDING, HEAD, modules, total_parameters
+
+_MOST_COUNTED = 100_000
+_MOST_SIZED = 200
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,25 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class SearchPlan:
+    """What a search tries.
+
+    Attributes:
+        trials: configurations, the defaults among them; each has the plan's schedule at most.
+        points: of the space; None: it holds ranges.
+        trial_bytes: what the checkpoints of a trial under way take at most, at the point with most parameters.
+    """
+
+    trials: int
+    points: int | None
+    sampler: str
+    scheduler: str
+    evaluations: int
+    repeats: int
+    trial_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """The plan of a job. What cannot be known here is None: the rows of a remote CSV, the dims of an unknown model."""
 
@@ -68,6 +93,7 @@ class Plan:
     schedule: Schedule | None = None
     adapter: Adapter | None = None
     memory: Memory | None = None
+    search: SearchPlan | None = None
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,21 +108,26 @@ class Plan:
 
 def make_plan(spec: JobSpec) -> Plan:
     """Plan a checked spec, without torch and without a network."""
-    if spec.kind == "evaluate":
+    kind, job_id, root = spec.kind, spec.job_id, spec.root
+    if kind == "evaluate":
         rows = {"csv": count_rows(spec.evaluation.csv)}
-        return Plan(spec.kind, spec.job_id, spec.root, rows, notes=_unknown_rows(rows))
-    if spec.kind == "export":
+        return Plan(kind, job_id, root, rows, notes=_unknown_rows(rows))
+    if kind == "export":
         rows = {"csv": count_rows(spec.evaluation.csv)}
-        return Plan(spec.kind, spec.job_id, spec.root, rows, notes=_unknown_rows(rows) if spec.evaluation.csv else [])
+        return Plan(kind, job_id, root, rows, notes=_unknown_rows(rows) if spec.evaluation.csv else [])
     rows = {"train": count_rows(spec.training.train_csv), "val": count_rows(spec.training.val_csv)}
     if spec.guard.csv:
         rows["guard"] = count_rows(spec.guard.csv)
+    dims, search = known_dims(spec.training.base_model), None
+    if spec.kind == "search":
+        search, spec = _plan_search(spec, rows["train"], dims), _largest(spec, rows["train"], dims)
     schedule = make_schedule(spec, rows["train"]) if rows["train"] else None
     notes = _unknown_rows(rows) + _notes(spec, rows["train"], schedule)
-    dims = known_dims(spec.training.base_model)
+    if search and dims:
+        notes.append("parameters and memory are those of the largest point of the space that was looked at")
     if dims is None:
         notes.append(f"{spec.training.base_model} is not on this machine: parameters and memory are not known here")
-        return Plan(spec.kind, spec.job_id, spec.root, rows, schedule, notes=notes)
+        return Plan(kind, job_id, root, rows, schedule, search=search, notes=notes)
     adapted = adapted_modules(spec.training, modules(dims))
     adapter = describe_adapter(spec, dims, adapted)
     notes += _init_notes(spec, adapter)
@@ -104,7 +135,42 @@ def make_plan(spec: JobSpec) -> Plan:
         training=training_memory(spec, dims, adapted, adapter.trainable_parameters),
         evaluation=evaluation_memory(spec, dims),
     )
-    return Plan(spec.kind, spec.job_id, spec.root, rows, schedule, adapter, memory, notes)
+    return Plan(kind, job_id, root, rows, schedule, adapter, memory, search, notes)
+
+
+def _plan_search(spec: JobSpec, rows: int | None, dims: WhisperDims | None) -> SearchPlan:
+    search, space = spec.search, space_of(spec)
+    finite = all(dimension.is_finite for dimension in space.values())
+    count = sum(1 for _ in itertools.islice(walk(spec), _MOST_COUNTED + 1)) if finite else None
+    return SearchPlan(
+        trials=planned_trials(spec),
+        points=None if count is None or count > _MOST_COUNTED else count,
+        sampler=search.sampler,
+        scheduler=search.scheduler,
+        evaluations=search.evaluations,
+        repeats=search.repeats,
+        trial_bytes=None if dims is None else trial_bytes(spec, trained_parameters(_largest(spec, rows, dims), dims)),
+    )
+
+
+def trial_bytes(spec: JobSpec, parameters: int) -> int:
+    """What a trial's checkpoints take at most: each holds the adapter, the best one and two moments of the optimizer in
+    float32; there are `engine.keep_checkpoints` of them, one that is being written, and the adapter as it began."""
+    return parameters * 4 * (4 * (spec.engine.keep_checkpoints + 1) + 1)
+
+
+def trained_parameters(spec: JobSpec, dims: WhisperDims) -> int:
+    """Trainable parameters of a train job."""
+    return describe_adapter(spec, dims, adapted_modules(spec.training, modules(dims))).trainable_parameters
+
+
+def _largest(spec: JobSpec, rows: int | None, dims: WhisperDims | None) -> JobSpec:
+    """The train job at the point of a space with most trainable parameters, of those that are looked at."""
+    jobs = [job_at(spec, point) for point in itertools.islice(telling_points(spec), _MOST_SIZED)]
+    largest = jobs[0] if dims is None else max(jobs, key=lambda job: trained_parameters(job, dims))
+    steps = make_schedule(largest, rows).total_steps if rows else None
+    point = {name: getattr(largest.training, name) for name in space_of(spec)}
+    return job_at(spec, point, steps=steps)
 
 
 def count_rows(path: str | None) -> int | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +20,7 @@ from rich.markup import escape
 from jobs.cluster import as_user_error, groups_at_once, release_placement_groups
 from jobs.failures import GO_ON
 from jobs.job import Job
+from jobs.search.here import Here
 from jobs.search.ledger import ENDED, Ledger, trial_id
 from jobs.search.sampler import SCORE, make_searcher
 from jobs.search.trainable import TrialActor
@@ -111,7 +114,7 @@ def explore(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> str:
     return watch.reason or "all trials are done"
 
 
-class Watch(tune.Stopper, tune.Callback):
+class Watch(Here, tune.Stopper, tune.Callback):
     """Sees each result: keeps the ledger, forgets losers' checkpoints, and ends the search where a budget is used up.
 
     Its methods are called by Ray Tune, in its thread.
@@ -183,8 +186,9 @@ class Watch(tune.Stopper, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See Callback: its process has died more often than `resources.max_failures` allows."""
-        error = trial.get_pickled_error() or trial.get_error()
-        cause = str(as_user_error(error)) if error else "its process died"
+        cause = "its process ended"
+        if kept := trial.pickled_error_file:  # Ray Tune's own reading of it looks at the copy, which comes later
+            cause = str(as_user_error(pickle.loads(Path(kept).read_bytes())))
         self._end(trial_id(trial.config["number"]), "failed", cause.removesuffix(GO_ON).strip())
 
     def _end(self, name: str, status: Any, cause: str | None) -> None:

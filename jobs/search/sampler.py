@@ -10,12 +10,14 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from jobs.search.here import Here
 from jobs.search.ledger import DEFAULTS, Ledger
 from service.spec.job import JobSpec
 from service.spec.search import Dimension
@@ -27,7 +29,7 @@ _TRIES = 200
 """Draws of a point that was tried already, after which a space counts as exhausted."""
 
 
-class Points(Searcher):
+class Points(Here, Searcher):
     """Gives Ray Tune the number of the next trial; the ledger knows its point.
 
     Args:
@@ -66,6 +68,7 @@ class Points(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """See Searcher: the ledger is what is gone on from."""
+        Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
         """See Searcher."""

@@ -130,9 +130,8 @@ class _Trial:
             for repeat in range(repeats):
                 if not self._is_done(repeat):
                     yield from self._run(repeat)
-                if repeat:
-                    yield self._result(self._spec.search.evaluations + repeat)
-            yield self._result(self._spec.search.evaluations + repeats, status="finished")
+                status = "finished" if repeat == repeats - 1 else "running"
+                yield self._result(self._spec.search.evaluations + repeat, status=status)
         except OF_ALL as error:
             yield self._result(0, status="interrupted", fatal=error)
         except OF_THE_TRIAL as error:
@@ -156,8 +155,9 @@ class _Trial:
             yield Result(self._row.score, last, [], status=self._row.status, cause=self._row.cause)
 
     def _run(self, repeat: int) -> Generator[Result]:
-        """One training; the first one's evaluations are told as they come."""
+        """One training; the first one's evaluations are told as they come, but for the last: it counts at its end."""
         job = job_of(self._spec, self._row.settings, self._plan.rows, repeat)
+        steps = steps_of(job, self._plan.rows)
         root = Storage(self._root.path(repeat_folder(repeat))) if repeat else self._root
         events = self._runner.events(TrialRun(job, root, self._job_root, self._plan.revision), self._stopping)
         try:
@@ -166,7 +166,7 @@ class _Trial:
                     self._curves.take(event)
                 for each in self._evaluations(event, job):
                     self._told.append(each)
-                    if not repeat:
+                    if not repeat and each.step < steps:
                         self._curves.keep()
                         yield self._result(each.number)
         finally:

@@ -28,6 +28,7 @@ COMMANDS = {
     "doctor": "service.cli.doctor",
     "verify": "service.cli.runs",
     "artifacts": "service.cli.runs",
+    "trials": "service.cli.trials",
     "pull": "service.cli.runs",
     "manifest": "service.cli.manifests",
     "completion": "service.cli.completion",

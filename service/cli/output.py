@@ -90,6 +90,13 @@ def _facts(plan: Plan) -> Table:
     table = Table.grid(padding=(0, 3, 0, 0))
     rows = ", ".join(f"{'?' if count is None else f'{count:,}'} {name}" for name, count in plan.rows.items())
     facts = [("job", plan.job_id), ("root", plan.root), ("clips", rows)]
+    if search := plan.search:
+        points = "a space with ranges" if search.points is None else f"{search.points:,} points"
+        seeds = f", {search.repeats} seeds each" if search.repeats > 1 else ""
+        facts.append(("search", f"{search.trials:,} trials of {points} by {search.sampler}, {search.scheduler}{seeds}"))
+        if search.trial_bytes:
+            size = size_text(search.trial_bytes)
+            facts.append(("storage (estimate)", f"{size} for each trial under way and each of the top_k, at most"))
     if schedule := plan.schedule:
         facts += [
             ("effective batch", f"{schedule.effective_batch:,} clips"),

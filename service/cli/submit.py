@@ -293,9 +293,10 @@ def _show_plan(loaded: LoadedSpec, *, upload: bool, gpu: str | None, prices: Pat
     if expected:
         cost = "" if expected.cost is None else f", {expected.cost:,.2f} {expected.currency}"
         rough = f"{UTILISATION:.0%} of the peak of {expected.gpu}, which is a guess: half or twice as much is possible"
-        rows += [
-            ("GPU-hours", f"{_about(expected.gpu_hours)}{cost}; {_about(expected.hours)} h by the clock ({rough})")
-        ]
+        clock = f"{_about(expected.hours)} h by the clock"
+        if plan.search:
+            clock = f"at most, were no trial ended early; {clock} with one trial at a time"
+        rows += [("GPU-hours", f"{_about(expected.gpu_hours)}{cost}; {clock} ({rough})")]
     else:
         rows += [
             ("GPU-hours", "not known here: no GPUs, rows that cannot be counted here, or a model that is not known")

@@ -12,9 +12,8 @@ _BAR = re.compile(
 )
 _STEP = re.compile(r"^loss (?P<loss>\S+)  lr (?P<lr>\S+)$")
 _WER = re.compile(r"^(?:(?P<what>[a-z]+) )?WER (?P<wer>[\d.]+)%, CER (?P<cer>[\d.]+)%(?: at step (?P<step>\d+))?$")
-_STAGE = re.compile(
-    r"^(?P<stage>dataset|prepare|describe|train|evaluate|merge|guard|publish|search|export-[a-z0-9_-]+)  (?P<text>.+)$"
-)
+_STAGES = r"dataset|prepare|describe|evaluate|search|train(?:-t\d+)?|merge|guard|publish|export-[a-z0-9_-]+"
+_STAGE = re.compile(rf"^(?P<stage>{_STAGES})  (?P<text>.+)$")
 _ROOT = re.compile(r"^(?P<job_id>\S+)  -> (?P<root>\S.*)$")
 
 BASE = "base"
@@ -60,7 +59,7 @@ class Progress:
         parts = [self.stage or "starting"]
         if self.total:
             parts.append(f"{self.what} {self.done}/{self.total}")
-        if self.loss is not None and self.stage == "train":
+        if self.loss is not None and self.stage and self.stage.startswith("train"):
             parts.append(f"loss {self.loss:.3f}")
         if self.wer is not None or self.base_wer is not None:
             before = f"{self.base_wer:.1%} -> " if self.base_wer is not None and self.wer is not None else ""

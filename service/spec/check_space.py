@@ -41,7 +41,7 @@ def space_findings(spec: JobSpec, check: Check) -> Findings:
     # What is wrong with the defaults too is no fault of the space, and is reported as theirs.
     known = {finding.message for finding in check(job_at(spec, {})) if finding.fatal}
     seen: set[tuple[str, ...]] = set()
-    for point in itertools.islice(_telling_points(spec), MOST_POINTS):
+    for point in itertools.islice(telling_points(spec), MOST_POINTS):
         for path, message in _faults_at(spec, point, check):
             if message in known:
                 continue
@@ -144,7 +144,7 @@ def _circle(space: dict[str, Dimension]) -> list[str]:
     return [name for name in space if name not in placed]
 
 
-def _telling_points(spec: JobSpec) -> Iterator[Point]:
+def telling_points(spec: JobSpec) -> Iterator[Point]:
     """Points among which a fault of the space shows: all, where there are few enough; else pairs of values and a draw.
 
     A check looks at one value or at how two of them go together.

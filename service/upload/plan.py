@@ -11,6 +11,7 @@ from typing import Any
 from service.artifacts import size_text
 from service.errors import Fault, InputError, ManifestError
 from service.spec import look
+from service.spec.checks import trains
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
 from service.storage import Progress, Storage
@@ -31,8 +32,11 @@ UPLOADS, MODELS, DATASETS = "uploads", "models", "datasets"
 
 SHOWN_FAULTS = 100
 
+_OF_TRAINING = ("training.train_csv", "training.val_csv", "guard.csv")
+
 CSV_SETTINGS = {
-    "train": ("training.train_csv", "training.val_csv", "guard.csv"),
+    "train": _OF_TRAINING,
+    "search": _OF_TRAINING,
     "evaluate": ("evaluation.csv",),
     "export": ("evaluation.csv",),
 }
@@ -169,7 +173,7 @@ def _folders(spec: JobSpec) -> tuple[dict[str, _Folder], list[Fault]]:
         except InputError as error:
             faults.extend(error.faults)
 
-    if spec.kind == "train":
+    if trains(spec):
         if is_local(spec.training.base_model):
             add("training.base_model", spec.training.base_model, checkpoint_files)
         if spec.data.dataset and is_local(spec.data.dataset):

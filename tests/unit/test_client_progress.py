@@ -40,6 +40,8 @@ STAGES = (
     "describe",
     "train",
     "evaluate",
+    "search",
+    "train-t012",
     "merge",
     "guard",
     "export-hf",
