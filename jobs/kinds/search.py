@@ -17,7 +17,7 @@ def search_job(job: Job) -> dict[str, Any]:
     """Do it; returns the content of metrics.json."""
     from jobs.search.importance import importance_of
     from jobs.search.ledger import Ledger
-    from jobs.search.winner import clean_up, ship, take_to_the_end, verdict_of
+    from jobs.search.winner import clean_up, final_job, ship, take_to_the_end, verdict_of
 
     data, base = begin_training(job)
     rows = data["train"]["rows"]
@@ -25,14 +25,18 @@ def search_job(job: Job) -> dict[str, Any]:
     ledger = Ledger(job.root, job.spec, untuned, lambda trial, search: _tell(job, trial, search))
     found = job.stages.run("search", _plan_words(job), lambda: _explore(job, ledger, base, rows))
     winner, trained = take_to_the_end(job, ledger, rows, base.revision)
-    made_by = ship(job, ledger, winner, rows)
-    verdict = verdict_of(ledger, winner)
-    job.events.emit({"event": "notice", "text": verdict})
-    table = ledger.publish(
-        winner=winner.id, verdict=verdict, importance=importance_of(ledger.trials), ended=found["ended"]
-    )
+
+    def settle() -> dict[str, Any]:
+        ship(job, ledger, winner, rows)
+        verdict = verdict_of(ledger, winner)
+        job.events.emit({"event": "notice", "text": verdict})
+        importance = importance_of(ledger.trials)
+        table = ledger.publish(winner=winner.id, verdict=verdict, importance=importance, ended=found["ended"])
+        return _summary(table, winner)
+
+    summary = job.stages.run("winner", f"keeping the adapter of {winner.id}", settle)
     clean_up(job, ledger)
-    return finish_training(job, trained, data, base, made_by, search=_summary(job, table, winner))
+    return finish_training(job, trained, data, base, final_job(job, winner, rows), search=summary)
 
 
 def _score_base(job: Job, base: BaseModelRecord) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def _tell(job: Job, trial: Trial, search: Search) -> None:
     )
 
 
-def _summary(job: Job, table: Search, winner: Trial) -> dict[str, Any]:
+def _summary(table: Search, winner: Trial) -> dict[str, Any]:
     """What metrics.json and manifest.json say of the search."""
     shown = {"id", "origin", "settings", "status", "cause", "score", "step", "steps", "final"}
     return {

@@ -121,7 +121,7 @@ class Ledger:
     def finalise(self, trial: str, wer: float) -> None:
         """Note the WER of a trial that was taken to its end."""
         with self._lock:
-            self._change(trial, {"final": wer})
+            self._change(trial, {"final": wer}, tell=False)
 
     def table(self, **facts: Any) -> Search:
         """The table as it stands."""
@@ -178,15 +178,17 @@ class Ledger:
             for repeat in range(1, search.repeats):
                 self.root.remove(f"{folder_of(trial)}/{repeat_folder(repeat)}")
 
-    def _change(self, trial: str, changes: dict[str, Any]) -> None:
+    def _change(self, trial: str, changes: dict[str, Any], *, tell: bool = True) -> None:
         entry = self.entries[trial]
         self.entries[trial] = entry.model_copy(update={"trial": entry.trial.model_copy(update=changes)})
-        self._keep(trial)
+        self._keep(trial, tell=tell)
 
-    def _keep(self, trial: str) -> None:
+    def _keep(self, trial: str, *, tell: bool = True) -> None:
         entry = self.entries[trial]
         self.root.write_text(f"{folder_of(trial)}/trial.json", entry.model_dump_json(indent=2) + "\n")
-        self.tell(entry.trial, self.publish())
+        table = self.publish()
+        if tell:
+            self.tell(entry.trial, table)
 
 
 def repeat_folder(index: int) -> str:

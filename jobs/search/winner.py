@@ -61,8 +61,8 @@ def take_to_the_end(job: Job, ledger: Ledger, rows: int, revision: str | None) -
     return min(finished, key=lambda pair: pair[1]["tuned"]["wer"])
 
 
-def ship(job: Job, ledger: Ledger, winner: Trial, rows: int) -> JobSpec:
-    """Put the winner's files where a train job has them, and the others' adapters aside; returns its train job."""
+def ship(job: Job, ledger: Ledger, winner: Trial, rows: int) -> None:
+    """Put the winner's files where a train job has them, its train job beside them, and the others' adapters aside."""
     made_by = final_job(job, winner, rows)
     if not job.root.exists(ADAPTER):
         _copy_folder(_root_of(job, winner), ADAPTER, job.root, ADAPTER)
@@ -74,7 +74,6 @@ def ship(job: Job, ledger: Ledger, winner: Trial, rows: int) -> JobSpec:
     job.root.write_text(WINNER, made_by.model_copy(update={"training": alone, "name": winner_name(job)}).to_json())
     for event in read_curves(job.root, winner.id):
         job.recorder.keep({**event, "trial": winner.id})
-    return made_by
 
 
 def winner_name(job: Job) -> str:

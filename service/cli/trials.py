@@ -50,9 +50,8 @@ def _print(search: Search) -> None:
         cells += [f"{trial.seconds:,.0f} s" if trial.seconds else "", _status(trial)]
         style = "bold" if trial.id == search.winner else "red" if trial.status == "failed" else ""
         table.add_row(*(Text(cell) for cell in cells), style=style)
-    console = Console(highlight=False, soft_wrap=True)
     # A table that is cut or broken to the terminal's width cannot be read; one that is too wide can be scrolled.
-    console.print(table, width=max(console.width, _WIDTH))
+    Console(highlight=False, soft_wrap=True, width=_WIDTH).print(table)
     running = sum(trial.status == "running" for trial in search.trials)
     done = sum(trial.status in ("finished", "stopped", "failed") for trial in search.trials[1:])
     facts = [("trials", f"{done} of {search.planned} done" + (f", {running} running" if running else ""))]

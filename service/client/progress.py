@@ -12,7 +12,7 @@ _BAR = re.compile(
 )
 _STEP = re.compile(r"^loss (?P<loss>\S+)  lr (?P<lr>\S+)$")
 _WER = re.compile(r"^(?:(?P<what>[a-z]+) )?WER (?P<wer>[\d.]+)%, CER (?P<cer>[\d.]+)%(?: at step (?P<step>\d+))?$")
-_STAGES = r"dataset|prepare|describe|evaluate|search|train(?:-t\d+)?|merge|guard|publish|export-[a-z0-9_-]+"
+_STAGES = r"dataset|prepare|describe|evaluate|search|train(?:-t\d+)?|winner|merge|guard|publish|export-[a-z0-9_-]+"
 _STAGE = re.compile(rf"^(?P<stage>{_STAGES})  (?P<text>.+)$")
 _ROOT = re.compile(r"^(?P<job_id>\S+)  -> (?P<root>\S.*)$")
 

@@ -42,6 +42,7 @@ STAGES = (
     "evaluate",
     "search",
     "train-t012",
+    "winner",
     "merge",
     "guard",
     "export-hf",
