@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from rich.console import Console
@@ -95,6 +96,9 @@ def _facts(root: Storage, metrics: dict[str, Any]) -> list[tuple[str, str]]:
             facts.append(("refused", f"{name}: {entry['refused']}"))
     if guarded := metrics.get("guard"):
         facts.append(("guard", summary_fact(guarded)))
+    if search := metrics.get("search"):
+        facts.append(("search", search["verdict"]))
+        facts.append(("trials", f"whisper-jobs trials {shlex.quote(root.path())}"))
     facts.append(("results", root.path(artifacts.METRICS)))
     facts.append(("utterances", root.path(artifacts.EVALUATION)))
     if seconds := metrics.get("seconds"):

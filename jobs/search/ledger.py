@@ -171,7 +171,9 @@ class Ledger:
         """Remove the checkpoints of all trials that have ended and are none of the best `top_k`."""
         search = self.spec.search
         with self._lock:
-            best = [] if search.final_epochs else [trial.id for trial in self.ranking()[: search.top_k]]
+            # What still runs may fail, and the best of the others is then wanted.
+            ranking = [trial.id for trial in self.ranking() if trial.status in ENDED]
+            best = [] if search.final_epochs else ranking[: search.top_k]
             ended = [trial.id for trial in self.trials if trial.status in ENDED and trial.id not in best]
         for trial in ended:
             self.root.remove(f"{folder_of(trial)}/{CHECKPOINTS}")

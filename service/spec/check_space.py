@@ -21,8 +21,8 @@ from service.spec.training import TrainingConfig
 
 SPACE = "search.space"
 
-MOST_POINTS = 1000
-"""Points that are checked one by one; of a larger space these many are drawn, after all pairs of values."""
+MOST_POINTS = 300
+"""A space of so many points is checked whole; of a larger one so many are drawn, after all pairs of values."""
 
 Check = Callable[[JobSpec], Findings]
 
@@ -41,7 +41,7 @@ def space_findings(spec: JobSpec, check: Check) -> Findings:
     # What is wrong with the defaults too is no fault of the space, and is reported as theirs.
     known = {finding.message for finding in check(job_at(spec, {})) if finding.fatal}
     seen: set[tuple[str, ...]] = set()
-    for point in itertools.islice(telling_points(spec), MOST_POINTS):
+    for point in telling_points(spec):
         for path, message in _faults_at(spec, point, check):
             if message in known:
                 continue
@@ -151,17 +151,17 @@ def telling_points(spec: JobSpec) -> Iterator[Point]:
     """
     space = space_of(spec)
     if math.prod(len(_telling(dimension)) for dimension in space.values()) <= MOST_POINTS:
-        yield from walk(spec, _telling)
+        yield from walk(spec, lambda name, dimension: _telling(dimension))
         return
-    for pair in itertools.combinations(space.values(), 2):
+    for pair in itertools.combinations(space, 2):
         yield from walk(spec, partial(_of_a_pair, pair))
     generator = random.Random(0)
-    while True:
-        yield next(walk(spec, lambda each: [generator.choice(_telling(each))]))
+    for _ in range(MOST_POINTS):
+        yield next(walk(spec, lambda name, dimension: [generator.choice(_telling(dimension))]))
 
 
-def _of_a_pair(pair: tuple[Dimension, ...], dimension: Dimension) -> Sequence[Any]:
-    return _telling(dimension)[: None if dimension in pair else 1]
+def _of_a_pair(pair: tuple[str, str], name: str, dimension: Dimension) -> Sequence[Any]:
+    return _telling(dimension)[: None if name in pair else 1]
 
 
 def _telling(dimension: Dimension) -> Sequence[Any]:

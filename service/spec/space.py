@@ -38,6 +38,9 @@ Point = dict[str, Any]
 Choose = Callable[[str, Dimension], Any]
 """Gives a value of a dimension, or a factor of `times`."""
 
+Options = Callable[[str, Dimension], Sequence[Any]]
+"""Gives some of them."""
+
 
 def space_of(spec: JobSpec) -> dict[str, Dimension]:
     """The space, each dimension after those that it rests on: the spec's own, or the default one."""
@@ -96,7 +99,7 @@ def random_point(spec: JobSpec, number: int) -> Point:
     return draw(spec, choose)
 
 
-def walk(spec: JobSpec, options: Callable[[Dimension], Sequence[Any]] = lambda each: each.options) -> Iterator[Point]:
+def walk(spec: JobSpec, options: Options = lambda name, dimension: dimension.options) -> Iterator[Point]:
     """All points that can be made of some values of each dimension; of its `options`, where no others are given."""
     space = list(space_of(spec).items())
 
@@ -108,7 +111,7 @@ def walk(spec: JobSpec, options: Callable[[Dimension], Sequence[Any]] = lambda e
         if not _holds(dimension, spec.training, point):
             yield from go_on(index + 1, point)
             return
-        for option in options(dimension):
+        for option in options(name, dimension):
             value = _value(dimension, option, spec.training, point)
             yield from go_on(index + 1, point | {name: value})
 
