@@ -95,6 +95,8 @@ def _facts(root: Storage, metrics: dict[str, Any]) -> list[tuple[str, str]]:
             facts.append(("refused", f"{name}: {entry['refused']}"))
     if guarded := metrics.get("guard"):
         facts.append(("guard", summary_fact(guarded)))
+    if root.exists(artifacts.REPORT):
+        facts.append(("report", f"{root.path(artifacts.REPORT)}  (for a browser)"))
     facts.append(("results", root.path(artifacts.METRICS)))
     facts.append(("utterances", root.path(artifacts.EVALUATION)))
     if seconds := metrics.get("seconds"):

@@ -29,6 +29,8 @@ COMMANDS = {
     "verify": "service.cli.runs",
     "artifacts": "service.cli.runs",
     "pull": "service.cli.runs",
+    "report": "service.cli.reports",
+    "compare": "service.cli.reports",
     "manifest": "service.cli.manifests",
     "completion": "service.cli.completion",
 }

@@ -79,9 +79,11 @@ def _curve(
         "y": values,
         "line": {"color": "@tuned", "width": 2},
         "marker": {"size": 5},
+        "cliponaxis": False,
         "hovertemplate": f"step %{{x}}<br>%{{y:{form}}}<extra></extra>",
     }
-    axis = {"title": {"text": unit}, "rangemode": "tozero" if name in ("lr", "clips_per_s", "grad_norm") else "normal"}
+    axis: dict[str, Any] = {"title": {"text": unit}, "exponentformat": "e"}
+    axis["rangemode"] = "normal" if name == "loss" else "tozero"
     layout = {"xaxis": STEP, "yaxis": axis, "showlegend": False, "shapes": _best(best_step)}
     return Figure(f"curve-{name.replace('_', '-')}", title, alt, [line], layout, height_px=220)
 
@@ -113,6 +115,7 @@ def _wer(curves: Curves, base: dict[str, Any] | None, best_step: int | None) -> 
                 "x": shown,
                 "y": values,
                 "line": {"color": colour, "width": 2, "dash": dash},
+                "cliponaxis": False,
                 "marker": {"size": 7, "symbol": "circle" if name == "wer" else "square"},
                 "hovertemplate": f"step %{{x}}<br>{label} %{{y:.2%}}<extra></extra>",
             }
@@ -128,9 +131,9 @@ def _wer(curves: Curves, base: dict[str, Any] | None, best_step: int | None) -> 
         annotations.append(
             {
                 "xref": "paper",
-                "x": 1,
+                "x": 0.5,
                 "y": base["wer"],
-                "xanchor": "right",
+                "xanchor": "center",
                 "yanchor": "bottom",
                 "text": f"base WER {percent(base['wer'])}",
                 "showarrow": False,
@@ -143,6 +146,7 @@ def _wer(curves: Curves, base: dict[str, Any] | None, best_step: int | None) -> 
             {
                 "type": "scatter",
                 "mode": "markers",
+                "cliponaxis": False,
                 "name": f"published: step {best_step}",
                 "x": [best_step],
                 "y": [best["wer"]],

@@ -20,9 +20,10 @@ from service.report.lengths import by_length, histogram, histogram_of
 from service.report.lines import join
 from service.report.paired import Difference, difference
 from service.report.run import Run, read_run
+from service.report.search_figures import is_real
 from service.report.utterances import Utterances, collect
 from service.storage import Storage
-from service.trials import UNTUNED, Search
+from service.trials import Search
 
 
 def report_page(root: Storage, manifest: RunManifest | None = None) -> str:
@@ -45,8 +46,9 @@ class Step:
 
     label: str
     value: str
-    bounds: str
+    bounds: str = ""
     note: str = ""
+    metric: str = "WER"
 
 
 def render_report(run: Run) -> str:
@@ -101,7 +103,7 @@ def render(
     )
     data = content | {"figures": [figure.as_dict() for figure in figures]}
     page = _environment().get_template(template)
-    return page.render(
+    made = page.render(
         values
         | {
             "policy": policy,
@@ -110,18 +112,18 @@ def render(
             "data": script_json(data),
         }
     )
+    return made.encode("utf-8", "replace").decode()  # a file's name may hold what is no character
 
 
 @functools.cache
 def _environment() -> Environment:
-    made = Environment(
+    return Environment(
         loader=PackageLoader("service.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return made
 
 
 def _asset(name: str) -> str:
@@ -162,29 +164,44 @@ def _verdict(run: Run) -> tuple[str, str, list[str]]:
 
 def _steps(run: Run) -> list[Step]:
     """The error rates that the verdict is about, in their order: before, after."""
-    labels = {"base": "base model", "tuned": "tuned model", "model": "model"}
     found = []
-    for name, label in labels.items():
+    for name, label in {"base": "base model", "tuned": "tuned model", "model": "model"}.items():
         rates = run.metrics.get(name)
         if rates and rates.get("wer") is not None:
             found.append(Step(label, words.percent(rates["wer"]), words.interval(rates.get("wer_interval"))))
-    if run.search and run.search.metric == "wer" and (defaults := _defaults(run.search)) is not None:
-        found.insert(1, Step("defaults", words.percent(defaults), "", "best of its validation"))
-    if not found and run.curves.evaluations:
+    if found:
+        return _with_defaults(run, found)
+    if run.search:
+        return _search_steps(run.search)
+    if run.curves.evaluations:
         last = max(run.curves.evaluations)
-        found.append(Step(f"at step {last}", words.percent(run.curves.evaluations[last].get("wer")), ""))
-    if not found and run.search:
-        scored = [trial for trial in run.search.trials if trial.score is not None]
-        for trial in scored:
-            if trial.id in (UNTUNED, run.search.winner) or trial.origin == "defaults":
-                label = "winner" if trial.id == run.search.winner else trial.origin
-                found.append(Step(label, search_figures.score_text(run.search, trial.score), ""))
+        found.append(Step(f"at step {last}", words.percent(run.curves.evaluations[last].get("wer"))))
     return found
 
 
-def _defaults(search: Search) -> float | None:
-    trial = next((trial for trial in search.trials if trial.origin == "defaults"), None)
-    return trial.score if trial and trial.id != search.winner else None
+def _with_defaults(run: Run, found: list[Step]) -> list[Step]:
+    """The same and, of a search, what the defaults alone have come to."""
+    if run.search is None or run.search.metric != "wer" or len(found) < 2:
+        return found
+    trial = next((trial for trial in run.search.trials if trial.origin == "defaults"), None)
+    if trial is None or trial.score is None or trial.id == run.search.winner:
+        return found
+    return [found[0], Step("defaults", words.percent(trial.score), note=f"trial {trial.id}"), *found[1:]]
+
+
+def _search_steps(search: Search) -> list[Step]:
+    """Of a search that is not at its end: the untuned model, the defaults, and the best trial so far."""
+    metric = search_figures.label_of(search)
+    scored = [trial for trial in search.trials if trial.score is not None]
+    best = min((trial for trial in scored if is_real(trial)), key=lambda trial: trial.score or 0.0, default=None)
+    found = []
+    for trial in scored:
+        known = trial.origin in ("untuned", "defaults")
+        if known or trial is best:
+            label = trial.origin if known else "best so far" if search.winner is None else "winner"
+            score = search_figures.score_text(search, trial.score)
+            found.append(Step(label, score, note=f"trial {trial.id}" if is_real(trial) else "", metric=metric))
+    return found
 
 
 def _said(run: Run, change: Difference | None) -> list[str]:
@@ -196,7 +213,9 @@ def _said(run: Run, change: Difference | None) -> list[str]:
         text = f"{words.counted(before, 'word error')} became {words.count(after)}"
         if before and after < before:
             text += f", {1 - after / before:.0%} fewer"
-        said.append(f"{text}, in {words.counted(tuned['words'], 'word')} of {words.counted(tuned['utterances'], 'clip')}.")
+        said.append(
+            f"{text}, in {words.counted(tuned['words'], 'word')} of {words.counted(tuned['utterances'], 'clip')}."
+        )
     if change:
         low, high = (words.points(bound) for bound in change.bounds)
         clear = "" if change.is_clear else ", which may be chance"
@@ -234,4 +253,3 @@ def _parts(run: Run, utterances: Utterances | None, curves: list[Figure]) -> dic
         "settings": ("Settings and versions", True),
     }
     return {name: title for name, (title, there) in present.items() if there}
-

@@ -86,9 +86,6 @@ def rates(run: Run) -> Table:
     rows = []
     for label, key in (("WER", "wer"), ("CER", "cer"), ("WER, raw text", "wer_raw"), ("CER, raw text", "cer_raw")):
         rows.append([text(label), *(rate(run.metrics[side].get(key), digits=2) for side in sides)])
-    if any(run.metrics[side].get("wer_interval") for side in sides):
-        bounds = [words.interval(run.metrics[side].get("wer_interval")) for side in sides]
-        rows.insert(1, [text("WER, 95 % interval"), *(Cell(one, is_number=True) for one in bounds)])
     for label, key in (
         ("substituted words", "substitutions"),
         ("deleted words", "deletions"),

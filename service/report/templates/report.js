@@ -3,7 +3,7 @@
 // Transcripts are strangers' words: they come from JSON and go into the page as text nodes alone.
 (() => {
   const page = JSON.parse(document.getElementById("page-data").textContent);
-  const STEP = 50; // utterances that are shown at a time
+  const STEP = 20; // utterances that are shown at a time
   const NOTHING = 0, SAME = 1; // see service/report/align.py
 
   function element(name, className, text) {
