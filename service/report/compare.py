@@ -89,9 +89,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
         if pair.only_first or pair.only_other:
             common, alone = words.counted(len(pair.clips), "clip"), words.count(pair.only_first)
             notes.append(
-                f"{names[0]} and {names[pair.other]} were not scored on the same clips: {common} in common, {alone} of "
-                f"the first alone, {words.count(pair.only_other)} of the other. Utterances are compared where both have "
-                "them; the rates in the table are each run's own."
+                f"{names[0]} and {names[pair.other]} were not scored on the same clips: {common} in common, {alone} "
+                f"of the first alone, {words.count(pair.only_other)} of the other. Utterances are compared where both "
+                "have them; the rates in the table are each run's own."
             )
     unfinished = [name for name, run in zip(names, runs, strict=True) if not run.metrics]
     notes += [f"{name} has not published its results yet." for name in unfinished]

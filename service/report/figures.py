@@ -27,6 +27,7 @@ class Figure:
         note: below it.
         is_wide: whether it takes a whole row of the page.
         height_px: of the plot.
+        width_px: the least that it can be read at: a narrower window scrolls it.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Figure:
     note: str = ""
     is_wide: bool = False
     height_px: int = 260
+    width_px: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """What the page's script needs."""
@@ -175,6 +177,7 @@ def errors_by_length(bins: Sequence[Bin], sides: Sequence[str]) -> Figure:
             "marker": {"color": SIDE_COLOURS[side], "pattern": {"shape": "/" if side == "base" else ""}},
             "text": [percent(one.rates[index]) for one in bins],
             "textposition": "outside",
+            "textfont": {"size": 12},
             "cliponaxis": False,
             "hovertemplate": f"{side}: WER %{{y:.1%}}, %{{customdata}} clips<extra></extra>",
         }
@@ -187,6 +190,7 @@ def errors_by_length(bins: Sequence[Bin], sides: Sequence[str]) -> Figure:
     layout = {
         "barmode": "group",
         "bargap": 0.25,
+        "uniformtext": {"minsize": 10, "mode": "hide"},
         "xaxis": {"type": "category"},
         "yaxis": {"title": {"text": "WER"}, "tickformat": ".0%", "rangemode": "tozero"},
         "showlegend": len(sides) > 1,

@@ -148,11 +148,12 @@ def parallel_coordinates(search: Search) -> Figure | None:
         alt,
         data,
         layout,
-        note="Each line is a trial; the darker, the better, and the winner is thick. Drag a box over a part of an axis "
-        "to keep only the trials that pass there, in the table below too; with Shift, over a second axis. "
-        "A double click shows all.",
+        note="Each line is a trial: the stronger its colour, the better, and the winner is thick. Drag a box over a "
+        "part of an axis to keep only the trials that pass there, in the table below too; with Shift, over a second "
+        "axis. A double click shows all.",
         is_wide=True,
         height_px=420,
+        width_px=130 * len(axes),
     )
 
 
@@ -179,7 +180,7 @@ def _axis(name: str, values: Sequence[Any]) -> tuple[list[Place], list[Place]]:
 
 
 def _is_logarithmic(name: str, values: Sequence[float]) -> bool:
-    return min(values) > 0 and (name in LOGARITHMIC or max(values) / min(values) >= 30)
+    return min(values) > 0 and (name in LOGARITHMIC or max(values) / min(values) >= 8)
 
 
 def _numbers(values: Sequence[float], *, logarithmic: bool, write: Any) -> tuple[list[Place], list[Place]]:
@@ -188,7 +189,7 @@ def _numbers(values: Sequence[float], *, logarithmic: bool, write: Any) -> tuple
     span = scale(high) - scale(low) or 1.0
     places = [((scale(value) - scale(low)) / span, write(value)) for value in values]
     distinct = sorted(set(values))
-    if len(distinct) <= 5 and not logarithmic:
+    if len(distinct) <= 6:
         ticks = [((scale(value) - scale(low)) / span, write(value)) for value in distinct]
     elif logarithmic:
         powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
@@ -336,6 +337,7 @@ def best_by_time(search: Search) -> Figure | None:
     layout = {
         "xaxis": {"title": {"text": f"{unit} of work, all trials"}, "rangemode": "tozero"},
         "yaxis": _axis_format(search),
+        "showlegend": False,
         "hovermode": "closest",
     }
     alt = f"Best {label_of(search)} so far: from {score_text(search, so_far[0])} of the first trial to "
@@ -346,7 +348,8 @@ def best_by_time(search: Search) -> Figure | None:
         alt,
         data,
         layout,
-        note="Trials in the order of their beginning, each at the end of its own work.",
+        note="Trials in the order of their beginning, each at the end of its own work; the star is the winner, the "
+        "diamond the defaults. The line is the best so far.",
     )
 
 

@@ -266,7 +266,7 @@ def trials(search: Search) -> Table:
     """The table of a search; columns that are there for sorting have their value as the key."""
     names = searched(search)
     label = "WER" if search.metric == "wer" else "loss"
-    head = ["trial", "from", "status", label, "final WER", "parameters", "work", "step", *map(short, names), "why"]
+    head = ["trial", "from", "status", label, "final WER", "parameters", "work", "step", *map(short, names), "cause"]
     rows = []
     for trial in search.trials:
         repeats = f" ± {_spread(trial, search)}" if len(trial.scores) > 1 else ""
@@ -275,7 +275,7 @@ def trials(search: Search) -> Table:
         rows.append(
             [
                 text(f"{trial.id} ★ winner" if trial.id == search.winner else trial.id),
-                text(trial.origin),
+                text(trial.origin if is_real(trial) else words.NONE),
                 text(trial.status if is_real(trial) else words.NONE, status),
                 number(trial.score, score_text(search, trial.score) + repeats),
                 rate(trial.final),
@@ -283,7 +283,7 @@ def trials(search: Search) -> Table:
                 number(trial.seconds, words.clock(trial.seconds) if is_real(trial) else words.NONE),
                 number(trial.step, steps),
                 *(_setting(trial, name) for name in names),
-                text(trial.cause),
+                text(trial.cause, "long"),
             ]
         )
     marks = [
@@ -302,10 +302,9 @@ def _setting(trial: Trial, name: str) -> Cell:
     if name not in trial.settings:
         return Cell(words.NONE, float("inf"))
     value = trial.settings[name]
-    shown = words.setting(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return number(float(value), shown)
-    return text(shown)
+        return number(float(value), f"{value:.3g}" if isinstance(value, float) else words.setting(value))
+    return text(words.setting(value))
 
 
 def _spread(trial: Trial, search: Search) -> str:

@@ -4,6 +4,8 @@
 (() => {
   const page = JSON.parse(document.getElementById("page-data").textContent);
   const STEP = 20; // utterances that are shown at a time
+  const MOST_COLUMNS = 150; // words of one that are shown at first
+  const LONGEST = 60; // characters of a word beside others; "as written" has all of them
   const NOTHING = 0, SAME = 1; // see service/report/align.py
 
   function element(name, className, text) {
@@ -13,6 +15,7 @@
     return made;
   }
 
+  const cut = (word) => (word.length > LONGEST ? word.slice(0, LONGEST - 1) + "…" : word);
   const percent = (rate) => (100 * rate).toFixed(1) + "%";
   const grouped = (number) => number.toLocaleString("en-US");
   const counted = (number, one) => grouped(number) + " " + one + (number === 1 ? "" : "s");
@@ -221,7 +224,7 @@
       const place = this.root.querySelector(".pair");
       place.hidden = !pair;
       if (pair) {
-        const [one, other] = pair.words;
+        const [one, other] = pair.words.map(cut);
         const text = { substituted: `“${one}” heard as “${other}”`, deleted: `“${one}” not heard`, inserted: `“${one}” heard, not said` };
         place.querySelector("span").textContent = "Only utterances with " + text[pair.kind] + ".";
       }
@@ -282,25 +285,32 @@
       const words = element("div", "words");
       words.dir = rtl ? "rtl" : "auto";
       if (clip.l) words.lang = clip.l;
-      for (const column of clip.a) words.append(this.column(column));
+      const fill = (columns) => words.append(...columns.map((column) => this.column(column)));
+      fill(clip.a.slice(0, MOST_COLUMNS));
+      if (clip.a.length > MOST_COLUMNS) {
+        const rest = element("button", "rest", `… ${counted(clip.a.length - MOST_COLUMNS, "more word")}`);
+        rest.type = "button";
+        rest.addEventListener("click", () => { rest.remove(); fill(clip.a.slice(MOST_COLUMNS)); });
+        words.append(rest);
+      }
       made.append(names, words);
       return made;
     }
 
     column([said, ...sides]) {
       const made = element("div", "word");
-      made.append(said === NOTHING ? element("span", "", " ") : element("span", "ref", said));
+      made.append(said === NOTHING ? element("span", "", " ") : element("span", "ref", cut(said)));
       sides.forEach((heard, side) => {
         const place = element("span");
         const name = this.source.sides[side];
         if (heard === SAME) {
           place.className = "same";
-          place.textContent = said;
+          place.textContent = cut(said);
         } else if (heard === NOTHING && said === NOTHING) {
           place.textContent = " ";
         } else {
           const kind = heard === NOTHING ? "d" : said === NOTHING ? "i" : "s";
-          const mark = element("mark", kind, heard === NOTHING ? said : heard);
+          const mark = element("mark", kind, cut(heard === NOTHING ? said : heard));
           mark.title = { d: `${name}: not heard`, i: `${name}: heard, not said`, s: `${name}: heard in its place` }[kind];
           place.append(mark);
         }
@@ -343,7 +353,7 @@
         if (!rows.length) { block.append(element("p", "note", "none")); place.append(block); continue; }
         const table = element("table");
         const head = table.createTHead().insertRow();
-        for (const [index, name] of [source.sides.length > 1 ? "" : "", ...source.sides.filter((_, side) => side === 0 || side === source.sides.length - 1)].entries()) {
+        for (const [index, name] of ["", ...source.sides.filter((_, side) => side === 0 || side === source.sides.length - 1)].entries()) {
           const cell = element("th", index ? "number" : "", name);
           cell.scope = "col";
           head.append(cell);
@@ -353,8 +363,8 @@
           const row = body.insertRow();
           const button = element("button", "pairing");
           button.type = "button";
-          button.append(element("bdi", "", words[0]));
-          if (words.length > 1) button.append(" → ", element("bdi", "", words[1]));
+          button.append(element("bdi", "", cut(words[0])));
+          if (words.length > 1) button.append(" → ", element("bdi", "", cut(words[1])));
           button.addEventListener("click", () => {
             list.only({ kind, words });
             list.root.scrollIntoView({ block: "start" });
