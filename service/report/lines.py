@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -120,14 +119,14 @@ def _keyed(lines: Iterable[Line]) -> Iterable[tuple[tuple[str, str, str, int], L
 
 def short_names(paths: Sequence[str]) -> list[str]:
     """The paths without the folders that all of them lie in."""
-    folders = [path.rsplit("/", 1)[0] if "/" in path else "" for path in paths]
-    shared = os.path.commonpath(folders) if folders and all(folders) and _are_alike(folders) else ""
-    return [path[len(shared) :].lstrip("/") for path in paths]
-
-
-def _are_alike(folders: Sequence[str]) -> bool:
-    """Whether they are all absolute, or all relative, which `commonpath` wants."""
-    return len({folder.startswith("/") for folder in folders}) == 1
+    parts = [path.split("/") for path in paths]
+    shared = 0
+    # Of what is left of each, at least the file's name.
+    for folder in zip(*(one[:-1] for one in parts), strict=False):
+        if len(set(folder)) > 1:
+            break
+        shared += 1
+    return ["/".join(one[shared:]) for one in parts]
 
 
 def rate(lines: Iterable[Line]) -> float | None:
