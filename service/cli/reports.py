@@ -129,7 +129,8 @@ def _print_rows(console: Console, title: str, names: Sequence[str], rows: Sequen
     for name in ("", *names):
         table.add_column(Text(_safe(name)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_safe(text)) for text in (row.label, *row.texts)))
+        cells = [Text(_safe(text), style="bold" if index == row.best else "") for index, text in enumerate(row.texts)]
+        table.add_row(Text(_safe(row.label)), *cells)
     console.print(table)
 
 

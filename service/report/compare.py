@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,16 @@ SHOWN_IN_TEXT = 5
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table with a column for each run: as people read it, and as programs do."""
+    """One line of a table with a column for each run: as people read it, and as programs do.
+
+    Attributes:
+        best: the run with the lowest value, where lower is better and there is one; else None.
+    """
 
     label: str
     texts: list[str]
     values: list[Any]
+    best: int | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,7 @@ def metrics(runs: Sequence[Run]) -> list[Row]:
         ("training, clips per second", inside("training", "clips_per_s"), lambda value: f"{value:.4g}"),
         ("time", inside("seconds", "total"), words.clock),
         ("base model", _base, str),
+        ("base model's weights, SHA-256", _weights, lambda value: str(value)[:12]),
         ("training data, SHA-256", _data("train"), lambda value: str(value)[:12]),
         ("validation data, SHA-256", _data("val"), lambda value: str(value)[:12]),
     ]
@@ -174,8 +181,16 @@ def metrics(runs: Sequence[Run]) -> list[Row]:
     for label, read, write in readers:
         values = [read(run) for run in runs]
         if any(value is not None for value in values):
-            rows.append(Row(label, [words.NONE if value is None else write(value) for value in values], values))
+            texts = [words.NONE if value is None else write(value) for value in values]
+            rows.append(Row(label, texts, values, _lowest(values) if label.startswith(("WER", "CER")) else None))
     return rows
+
+
+def _lowest(values: Sequence[Any]) -> int | None:
+    """Which rate is the lowest; None: several are, or they are no rates."""
+    rates = [value["wer"] if isinstance(value, dict) else value for value in values]
+    known = [rate for rate in rates if isinstance(rate, float)]
+    return rates.index(min(known)) if known and known.count(min(known)) == 1 and len(known) > 1 else None
 
 
 def _in_language(code: str) -> Reader:
@@ -197,8 +212,17 @@ def _artifact_text(value: dict[str, Any]) -> str:
 def _base(run: Run) -> Any:
     if run.manifest and run.manifest.base:
         base = run.manifest.base
-        return base.name + (f" at {base.revision[:12]}" if base.revision else "")
+        # Of a local folder the name: where it lay says nothing to a reader, and two copies may be alike.
+        return f"{base.name} at {base.revision[:12]}" if base.revision else base.name.rstrip("/").rsplit("/", 1)[-1]
     return leaves(run.spec).get("training.base_model")
+
+
+def _weights(run: Run) -> Any:
+    found = run.manifest.base.weights_sha256 if run.manifest and run.manifest.base else {}
+    # Of several files one hash over theirs.
+    if len(found) > 1:
+        return hashlib.sha256("".join(found.values()).encode()).hexdigest()
+    return next(iter(found.values()), None)
 
 
 def _data(split: str) -> Reader:
@@ -265,8 +289,8 @@ def said(pair: Pair) -> str:
     chance = "" if change.is_clear else ", which may be chance"
     return (
         f"On {words.counted(change.clips, 'common clip')} the WER goes from {words.percent(change.before, 2)} to "
-        f"{words.percent(change.after, 2)}: {words.points(change.rate)} points (95 % interval {low} to {high}, paired "
-        f"bootstrap over the clips){chance}. {words.counted(change.better, 'clip')} got better, "
+        f"{words.percent(change.after, 2)}: {words.points(change.rate)} points (95 % interval {low} to {high}, "
+        f"paired by clip){chance}. {words.counted(change.better, 'clip')} got better, "
         f"{words.count(change.worse)} worse."
     )
 

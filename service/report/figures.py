@@ -226,10 +226,11 @@ def clip_lengths(splits: dict[str, Histogram]) -> Figure:
         if found.clips:
             most = max(range(len(found.clips)), key=found.clips.__getitem__)
             said.append(f"{name}: {counted(total, 'clip')}, most of {spans[most]}")
+    marks = {"tick0": 0, "dtick": bin_s} if max(len(trace["x"]) for trace in data) <= 12 else {}
     layout = {
         "barmode": "group",
         "bargap": 0.15,
-        "xaxis": {"title": {"text": "length of a clip in seconds"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": "length of a clip in seconds"}, "rangemode": "tozero"} | marks,
         "yaxis": {"title": {"text": "share of clips"}, "tickformat": ".0%"},
         "showlegend": True,
     }

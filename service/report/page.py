@@ -220,8 +220,8 @@ def _said(run: Run, change: Difference | None) -> list[str]:
         low, high = (words.points(bound) for bound in change.bounds)
         clear = "" if change.is_clear else ", which may be chance"
         said.append(
-            f"The difference is {words.points(change.rate)} points of WER (95 % interval {low} to {high}, paired "
-            f"bootstrap over the clips){clear}. {words.counted(change.better, 'clip')} got better, "
+            f"The difference is {words.points(change.rate)} points of WER (95 % interval {low} to {high}, "
+            f"paired by clip){clear}. {words.counted(change.better, 'clip')} got better, "
             f"{words.count(change.worse)} worse, {words.count(change.clips - change.better - change.worse)} stayed."
         )
     if run.search and run.search.verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,8 @@ from dataclasses import dataclass
 from service.report.lines import Line
 
 RESAMPLES = 1000
-MOST_DRAWS = 10_000_000
-"""Clips drawn in all: of a very large set fewer resamples are made, whose interval is narrow and steady."""
-
-FEWEST = 200
+MANY = 3_000
+"""Clips from which on the interval is that of the normal distribution, which the resamples' has come to by then."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ def difference(pairs: Sequence[tuple[Line, Line]], seed: int = 0) -> Difference 
 
     The interval is the percentile interval of a paired bootstrap: clips are drawn with replacement, the same for both
     models, and each draw gives one difference (Bisani and Ney, 2004). It is narrower than what the two models' own
-    intervals suggest, since a clip that is hard is hard for both.
+    intervals suggest, since a clip that is hard is hard for both. Of MANY clips or more it is computed from the
+    variance of the clips' differences, in a moment rather than in minutes.
 
     Args:
         pairs: each clip as both have heard it.
@@ -59,23 +59,38 @@ def difference(pairs: Sequence[tuple[Line, Line]], seed: int = 0) -> Difference 
     words = sum(old.words for old, _ in pairs)
     if not words:
         return None
-    # The same reference may have been normalised by two versions; the second's length is taken for both.
     edits = [(new.errors - old.errors, old.words) for old, new in pairs]
-    draw = random.Random(seed)
-    resamples = max(FEWEST, min(RESAMPLES, MOST_DRAWS // len(edits)))
-    rates = []
-    for _ in range(resamples):
-        drawn = draw.choices(edits, k=len(edits))
-        rates.append(sum(one[0] for one in drawn) / max(1, sum(one[1] for one in drawn)))
-    rates.sort()
+    bounds = _normal(edits) if len(edits) >= MANY else _bootstrap(edits, seed)
     return Difference(
         clips=len(pairs),
         before=sum(old.errors for old, _ in pairs) / words,
         after=sum(new.errors for _, new in pairs) / words,
-        bounds=(_percentile(rates, 0.025), _percentile(rates, 0.975)),
+        bounds=bounds,
         better=sum(new.errors < old.errors for old, new in pairs),
         worse=sum(new.errors > old.errors for old, new in pairs),
     )
+
+
+Edits = Sequence[tuple[int, int]]
+"""Of every clip: errors of the second model less those of the first, and words."""
+
+
+def _bootstrap(edits: Edits, seed: int) -> tuple[float, float]:
+    draw = random.Random(seed)
+    rates = []
+    for _ in range(RESAMPLES):
+        drawn = draw.choices(edits, k=len(edits))
+        rates.append(sum(one[0] for one in drawn) / max(1, sum(one[1] for one in drawn)))
+    rates.sort()
+    return _percentile(rates, 0.025), _percentile(rates, 0.975)
+
+
+def _normal(edits: Edits) -> tuple[float, float]:
+    """The interval of a ratio of two sums over clips, by the delta method."""
+    words = sum(length for _, length in edits)
+    rate = sum(change for change, _ in edits) / words
+    error = math.sqrt(sum((change - rate * length) ** 2 for change, length in edits)) / words
+    return rate - 1.96 * error, rate + 1.96 * error
 
 
 def _percentile(ordered: Sequence[float], share: float) -> float:

@@ -349,12 +349,25 @@ def test_five_thousand_utterances_open_and_are_searched_at_once(tmp_path: Path, 
     opened.require_calm()
 
 
-def test_the_page_is_printed_in_full(report: Path, open_page: Open) -> None:
+def test_the_page_is_printed_in_full_and_in_dark_ink(report: Path, open_page: Open) -> None:
     opened = open_page(report, color_scheme="dark")
-    pdf = opened.page.pdf(format="A4")
-    assert pdf.startswith(b"%PDF")
-    drawn = opened.page.evaluate('[...document.querySelectorAll(".canvas")].filter((one) => !one.dataset.drawn).length')
-    assert drawn == 0, "plots that were never near the window are drawn for the printer too"
+    opened.page.evaluate(
+        """window.addEventListener("beforeprint", () => {
+            window.printed = {
+                undrawn: [...document.querySelectorAll(".canvas")].filter((one) => !one.dataset.drawn).length,
+                text: getComputedStyle(document.body).color,
+                line: getComputedStyle(document.querySelector("#curve-loss path.js-line")).stroke,
+            };
+        })"""
+    )
+    assert opened.page.pdf(format="A4").startswith(b"%PDF")
+    assert opened.page.evaluate("window.printed") == {
+        "undrawn": 0,
+        "text": "rgb(27, 31, 36)",
+        "line": "rgb(31, 95, 208)",
+    }
+    assert opened.page.evaluate("getComputedStyle(document.body).color") == "rgb(230, 233, 238)"
+    opened.require_calm()
 
 
 def test_the_page_can_be_used_by_keyboard(report: Path, open_page: Open) -> None:

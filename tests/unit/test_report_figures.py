@@ -15,7 +15,7 @@ from service.report.curves import SHOWN_STEPS, read_curves
 from service.report.figures import Figure, clip_lengths, errors_by_length, learning_curves
 from service.report.lengths import Histogram, by_length, histogram, histogram_of
 from service.report.lines import Line, join, read_lines
-from service.report.paired import difference
+from service.report.paired import MANY, difference
 from service.report.search_figures import parallel_coordinates, search_figures
 
 
@@ -113,6 +113,15 @@ def test_the_interval_of_a_difference_holds_the_truth() -> None:
         assert found is not None
         held += found.bounds[0] <= -0.1 <= found.bounds[1]
     assert 52 <= held <= 60
+
+
+def test_of_many_clips_the_interval_is_that_of_the_resamples_in_a_moment() -> None:
+    pairs = [(one[0], one[1]) for one in join([lines(many_utterances(MANY, error_rate=rate)) for rate in (0.3, 0.2)])]
+    found, resampled = difference(pairs), difference(pairs[:-1])
+    assert found is not None
+    assert resampled is not None
+    assert found.bounds == pytest.approx(resampled.bounds, abs=3e-4)
+    assert found.bounds[1] - found.bounds[0] > 3e-3
 
 
 def test_a_difference_counts_clips_and_words() -> None:

@@ -71,7 +71,7 @@
     const place = document.getElementById(figure.id);
     if (!place || !window.Plotly) return;
     const colour = colours();
-    place.dataset.drawn = dark.matches ? "dark" : "light";
+    place.dataset.drawn = dark.matches && !document.documentElement.dataset.printing ? "dark" : "light";
     return Plotly.react(place, coloured(figure.data, colour), layoutOf(figure, colour), CONFIG);
   }
 
@@ -95,7 +95,15 @@
     }
   }
   dark.addEventListener("change", drawAgain);
-  window.addEventListener("beforeprint", () => figures.forEach(draw));
+  // Paper is white: printed in the light dress, and every plot, however far from the window.
+  window.addEventListener("beforeprint", () => {
+    document.documentElement.dataset.printing = "true";
+    figures.forEach(draw);
+  });
+  window.addEventListener("afterprint", () => {
+    delete document.documentElement.dataset.printing;
+    drawAgain();
+  });
 
   // A box over an axis of the parallel coordinates keeps the trials that pass through it, here and in the table.
   function chooseTrials(place) {
