@@ -1,4 +1,4 @@
-"""What events.jsonl says of a training, step by step."""
+"""What events.jsonl says of a training, step by step, and what the job has warned of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.artifacts import REPORT
+
 MEASURED = ("loss", "lr", "grad_norm", "clips_per_s")
+WARNING = "[yellow]warning[/yellow]: "
+"""How a notice begins that is a warning, in the markup of the terminal."""
+
 SHOWN_STEPS = 1_500
 """Steps that are drawn: of a longer training the means of as many stretches."""
 
@@ -20,11 +25,13 @@ class Curves:
         steps: of every logged step MEASURED, None where it was not known.
         evaluations: of every evaluation `wer` and `cer`.
         resumed: the steps from which the training went on after it had ended early.
+        warnings: what the job has warned of, each once.
     """
 
     steps: dict[int, dict[str, float | None]] = field(default_factory=dict)
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     resumed: list[int] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps, and one of MEASURED at each of them, thinned to what can be seen."""
@@ -80,7 +87,15 @@ def read_curves(content: bytes, winner: str | None = None) -> Curves:
                 curves.evaluations[step] = rates
         elif kind == "model" and event.get("resumed_from_step"):
             curves.resumed.append(event["resumed_from_step"])
+        elif kind == "notice" and (text := _warning(str(event.get("text")))) and text not in curves.warnings:
+            curves.warnings.append(text)
     return curves
+
+
+def _warning(text: str) -> str | None:
+    """The words of a warning; None: it is none, or of a report that could not be made, which this one now is."""
+    words = text.removeprefix(WARNING).replace("\\[", "[")
+    return None if words == text or words.startswith(f"there is no {REPORT}") else words
 
 
 def _number(value: Any) -> float | None:

@@ -154,7 +154,7 @@ def script_json(content: Any) -> Markup:
 def _verdict(run: Run) -> tuple[str, str, list[str]]:
     """How the run has ended: (mark, word, reasons)."""
     if not run.metrics:
-        return "open", "Not finished", ["this run has not published its results yet: what it has shown so far"]
+        return "open", "Not finished", ["this run has not published its results yet; here is what it has shown so far"]
     if "promoted" not in run.metrics or run.metrics["promoted"] is None:
         return "plain", {"evaluate": "Scored", "export": "Exported"}.get(run.kind, "Finished"), []
     if run.metrics["promoted"]:

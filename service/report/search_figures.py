@@ -69,7 +69,8 @@ def _symbol(search: Search, trial: Trial) -> str:
 
 
 def _axis_format(search: Search) -> dict[str, Any]:
-    return {"title": {"text": label_of(search)}} | ({"tickformat": ".0%"} if search.metric == "wer" else {})
+    axis = {"title": {"text": label_of(search)}, "rangemode": "nonnegative"}
+    return axis | ({"tickformat": ".0%"} if search.metric == "wer" else {})
 
 
 def parallel_coordinates(search: Search) -> Figure | None:

@@ -11,7 +11,7 @@ from service.report.lines import Line, short_names
 from service.report.words import language
 
 MOST_UTTERANCES = 10_000
-"""Utterances that a page carries: about 5 MB of them. Of more, those with the most errors."""
+"""Utterances that a page carries: about 7 MB of them. Of more, those with the most errors."""
 
 MOST_CONFUSIONS = 40
 """Substitutions, deletions and insertions that are listed, of each language."""

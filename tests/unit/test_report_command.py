@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,21 @@ def test_the_report_goes_where_it_is_asked_to_and_json_says_where(tmp_path: Path
     target = tmp_path / "new" / "page.html"
     found = json.loads(call("report", tmp_path / "run", "--out", target, "-o", "json").stdout)
     assert found == {"root": f"{tmp_path}/run", "report": str(target), "size_bytes": target.stat().st_size}
+
+
+def test_the_report_is_opened_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the desktop's own program, in whose place stands one that notes what it was given."""
+    write_run(tmp_path / "run")
+    program = tmp_path / "bin" / "xdg-open"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    assert call("report", tmp_path / "run", "--out", tmp_path / "page.html", "--open").exit_code == 0
+    opened, deadline = tmp_path / "opened", time.monotonic() + 10
+    while not (opened.exists() and opened.read_text()):
+        assert time.monotonic() < deadline
+    assert opened.read_text().strip() == f"{tmp_path}/page.html"
 
 
 def test_a_remote_run_has_its_report_made_here(tmp_path: Path) -> None:
@@ -185,8 +201,6 @@ def test_one_root_is_not_enough(tmp_path: Path) -> None:
 
 
 def test_thousands_of_utterances_are_compared_in_seconds(tmp_path: Path) -> None:
-    import time
-
     for name, rate in (("one", 0.3), ("two", 0.1)):
         lines = many_utterances(3000, error_rate=rate)
         write_run(tmp_path / name, base=lines, tuned=lines)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import io
 import json
+import os
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,7 @@ from reports import (
 )
 
 from service import artifacts
+from service.client.package import make_package
 from service.errors import InputError, NotFoundError
 from service.report.page import plotly_js, report_page, script_json
 from service.storage import Storage
@@ -296,3 +302,29 @@ def test_what_is_no_run_is_not_found(tmp_path: Path) -> None:
 def test_steps_before_a_run_was_resumed_are_told_of(tmp_path: Path) -> None:
     events = [*training_events(20), {"event": "model", "resumed_from_step": 10}, *training_events(40)[6:]]
     assert "gone on with from step 10" in shown(report_page(write_run(tmp_path, events=events)), "training")
+
+
+def test_what_the_job_warned_of_is_said_once_and_as_text(tmp_path: Path) -> None:
+    warning = {"event": "notice", "text": "[yellow]warning[/yellow]: 2 sentences <b> are in \\[both] splits"}
+    old = {"event": "notice", "text": "[yellow]warning[/yellow]: there is no report.html: InputError"}
+    other = {"event": "notice", "text": "this is no warning"}
+    page = report_page(write_run(tmp_path, events=[warning, other, *training_events(), warning, old]))
+    assert shown(page, "verdict").count("The job warned: ") == 1
+    assert "The job warned: 2 sentences <b> are in [both] splits." in shown(page, "verdict")
+
+
+def test_the_code_that_is_sent_to_a_cluster_can_make_the_page(tmp_path: Path) -> None:
+    """Its templates go along, which are no Python files."""
+    zipfile.ZipFile(io.BytesIO(make_package(None).content)).extractall(tmp_path / "code")
+    write_run(tmp_path / "run")
+    code = (
+        "from service.report.page import report_page; from service.storage import Storage; import service.report; "
+        "print(service.report.__file__, len(report_page(Storage('run'))))"
+    )
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path / "code")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    place, size = result.stdout.split()
+    assert place.startswith(str(tmp_path / "code"))
+    assert int(size) > 1_000_000
