@@ -82,20 +82,17 @@ def render_report(run: Run) -> str:
     )
 
 
-def render(
-    template: str, figures: list[Figure], content: dict[str, Any], *, plots: bool | None = None, **values: Any
-) -> str:
+def render(template: str, figures: list[Figure], content: dict[str, Any], **values: Any) -> str:
     """A page from its template, with everything in it that it needs.
 
     Args:
         template: its file.
-        figures: what it draws.
+        figures: what it draws; plotly.js goes in where there are any.
         content: more that its script takes.
-        plots: whether plotly.js goes in; where there are figures.
         values: what the template takes.
     """
     scripts = [_asset("report.js")]
-    if figures if plots is None else plots:
+    if figures:
         scripts.insert(0, plotly_js())
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_source_hash, scripts))}; style-src 'unsafe-inline'; "

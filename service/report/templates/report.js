@@ -23,7 +23,6 @@
   // ---- Plots ----------------------------------------------------------------------------------------------------
 
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const narrow = window.matchMedia("(max-width: 620px)");
   const touch = window.matchMedia("(pointer: coarse)");
 
   function colours() {
