@@ -12,7 +12,7 @@ import click
 from service.artifacts import REPORT, size_text
 from service.cli.options import output_options
 from service.cli.output import print_json
-from service.cli.runs import opened
+from service.cli.runs import opened_root
 from service.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def report(root: str, out: str, show: bool, output: str) -> int:
 
     target = Path(out).absolute()
     _require_outside(target, root)
-    with opened(root) as storage:
+    with opened_root(root) as storage:
         page = report_page(storage)
     size = _write(target, page)
     if show:
@@ -66,7 +66,7 @@ def compare(roots: tuple[str, ...], page: str | None, output: str) -> int:
         raise click.UsageError("give two roots or more")
     runs = []
     for root in roots:
-        with opened(root) as storage:
+        with opened_root(root) as storage:
             runs.append(read_run(storage))
     found = compare_runs(runs)
     target = Path(page).absolute() if page else None

@@ -16,7 +16,7 @@ from service.storage import Storage
 
 
 @contextlib.contextmanager
-def opened(root: str) -> Iterator[Storage]:
+def opened_root(root: str) -> Iterator[Storage]:
     """The root of a run; what cannot be read of it is the caller's error."""
     storage = Storage(root)
     storage.require_access()
@@ -36,7 +36,7 @@ def verify(root: str, output: str) -> int:
     """
     from service.artifacts import verify as verify_run
 
-    with opened(root) as storage:
+    with opened_root(root) as storage:
         report = verify_run(storage)
     if output == "json":
         print_json(report.model_dump(mode="json"))
@@ -54,7 +54,7 @@ def artifacts(root: str, output: str) -> int:
     """List what a complete run has made: each artifact's folder, size and WER, and which ones are refused."""
     from service.pull import artifacts_of
 
-    with opened(root) as storage:
+    with opened_root(root) as storage:
         found = artifacts_of(read_manifest(storage))
     if output == "json":
         print_json([one.model_dump(mode="json") for one in found])
@@ -74,7 +74,7 @@ def pull(root: str, folder: str, only: tuple[str, ...], refused: bool, output: s
     from service.pull import pull as pull_run
 
     target = Path(folder).absolute()
-    with opened(root) as storage, transfer_bar("pulling") as progress, _writing(target):
+    with opened_root(root) as storage, transfer_bar("pulling") as progress, _writing(target):
         manifest: RunManifest = read_manifest(storage)
         report = pull_run(storage, manifest, target, only=only, refused=refused, progress=progress)
     warn(f"{name} is left out, it was refused: {reason} (--refused)" for name, reason in report.left_out.items())
