@@ -189,10 +189,9 @@ def _with_defaults(run: Run, found: list[Step]) -> list[Step]:
 def _search_steps(search: Search) -> list[Step]:
     """Of a search that is not at its end: the untuned model, the defaults, and the best trial so far."""
     metric = search_figures.label_of(search)
-    scored = [trial for trial in search.trials if trial.score is not None]
-    best = min((trial for trial in scored if is_real(trial)), key=lambda trial: trial.score or 0.0, default=None)
+    best = min(search_figures.scored_trials(search), key=lambda trial: trial.score or 0.0, default=None)
     found = []
-    for trial in scored:
+    for trial in (trial for trial in search.trials if trial.score is not None):
         known = trial.origin in ("untuned", "defaults")
         if known or trial is best:
             label = trial.origin if known else "best so far" if search.winner is None else "winner"

@@ -56,8 +56,9 @@ def is_real(trial: Trial) -> bool:
     return trial.origin != UNTUNED and trial.id != UNTUNED
 
 
-def _scored(search: Search) -> list[Trial]:
-    return [trial for trial in search.trials if is_real(trial) and trial.score is not None]
+def scored_trials(search: Search) -> list[Trial]:
+    """Those that may win: one that failed has perhaps had a score before, and is none of them."""
+    return [t for t in search.trials if is_real(t) and t.score is not None and t.status != "failed"]
 
 
 def _colour(search: Search, trial: Trial) -> str:
@@ -79,7 +80,7 @@ def parallel_coordinates(search: Search) -> Figure | None:
     Drawn as lines of an ordinary plot, not by plotly's own kind, which needs WebGL, takes no missing values and cannot
     be hovered over. The page adds the choice of trials by a box over an axis.
     """
-    trials, names = _scored(search), searched(search)
+    trials, names = scored_trials(search), searched(search)
     names = [name for name in names if len({repr(trial.settings.get(name)) for trial in trials}) > 1]
     if len(trials) < 2 or not names:
         return None
@@ -258,7 +259,7 @@ def importance(search: Search) -> Figure | None:
 
 def score_by_size(search: Search) -> Figure | None:
     """Score against trainable parameters."""
-    trials = [trial for trial in _scored(search) if trial.trainable_parameters]
+    trials = [trial for trial in scored_trials(search) if trial.trainable_parameters]
     if not trials:
         return None
     sizes = [trial.trainable_parameters or 1 for trial in trials]
@@ -299,7 +300,7 @@ def best_by_time(search: Search) -> Figure | None:
     shown: list[Trial] = []
     for trial in trials:
         spent += trial.seconds
-        if trial.score is None:
+        if trial.score is None or trial.status == "failed":
             continue
         best = min(best, trial.score)
         hours.append(spent)

@@ -169,6 +169,17 @@ def test_a_search_under_way_shows_the_best_so_far(tmp_path: Path) -> None:
     assert re.search(r"untuned, WER 60\.0% → defaults [\d.]+% trial t000 → best so far [\d.]+%", text)
 
 
+def test_a_trial_that_failed_after_a_good_score_is_not_the_best(tmp_path: Path) -> None:
+    search = make_search(trials=5, failed=2).model_copy(update={"winner": None, "verdict": None})
+    trials = [trial.model_copy(update={"score": 0.01}) if trial.id == "t001" else trial for trial in search.trials]
+    search = search.model_copy(update={"trials": trials})
+    page = report_page(write_run(tmp_path, search=search, base=None, tuned=None, complete=False))
+    best = min(trial.score or 1 for trial in trials if trial.status != "failed")
+    assert f"best so far {best:.1%}" in shown(page, "verdict")
+    (figure,) = [one for one in data_of(page)["figures"] if one["id"] == "best-by-time"]
+    assert min(figure["data"][1]["y"]) == best
+
+
 @pytest.mark.parametrize("metric", ["wer", "loss"])
 def test_a_search_without_a_finished_trial_has_its_table_and_no_plots(tmp_path: Path, metric: str) -> None:
     search = make_search(trials=3, failed=3, metric=metric)
