@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
+
 from jobs import tasks
 from jobs.cluster import Events, Resources, run_tasks
 from jobs.publish import publish
@@ -101,4 +103,9 @@ def publish_job(
     job.events.flush()
     job.recorder.copy()  # manifest.json has the hash of events.jsonl
     job.signals.check_watched()
-    publish(job.spec, job.root, metrics, data, base, made_by or job.spec)
+
+    def warn(text: str) -> None:
+        job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
+        job.recorder.copy()
+
+    publish(job.spec, job.root, metrics, data, base, made_by or job.spec, warn)

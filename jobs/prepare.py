@@ -9,7 +9,7 @@ import json
 import math
 import os
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -35,6 +35,9 @@ from service.spec.job import JobSpec
 from service.storage import Storage
 
 SHOWN_FAULTS = 100
+LENGTH_BIN_S = 0.5
+"""Width of the bins in which clips are counted by their length; the last one, from 30 s on, is open."""
+
 BLOCK = 1_000
 
 ANY_LENGTH = ("guard",)
@@ -70,6 +73,9 @@ class Split:
     rows: int = 0
     seconds: float = 0.0
     languages: Counter[str] = field(default_factory=Counter)
+    language_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Clips by bin of LENGTH_BIN_S."""
     rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
@@ -85,6 +91,11 @@ class Split:
             "rows": self.rows,
             "hours": round(self.seconds / 3600, 4),
             "languages": dict(sorted(self.languages.items())),
+            "language_hours": {code: round(s / 3600, 4) for code, s in sorted(self.language_seconds.items())},
+            "lengths": {
+                "bin_s": LENGTH_BIN_S,
+                "clips": [self.lengths[index] for index in range(max(self.lengths, default=-1) + 1)],
+            },
             "longest_tokens": self.longest,
             "rejected": self.rejected,
             "reasons": dict(sorted(self.reasons.items())),
@@ -187,6 +198,8 @@ def _accept(split: Split, row: Row, sound: Sound, tokens: int) -> dict[str, Any]
     split.longest = max(split.longest, tokens)
     split.seconds += sound.duration_s
     split.languages[row.language] += 1
+    split.language_seconds[row.language] += sound.duration_s
+    split.lengths[int(min(sound.duration_s, MAX_DURATION_S) / LENGTH_BIN_S)] += 1
     if row.text:
         split.sentences.append(int.from_bytes(hashlib.sha256(row.text.casefold().encode()).digest()[:8], "big"))
     identity = [Path(row.path).name, row.text, row.language, sound.frames, sound.sample_rate_hz, sound.channels]

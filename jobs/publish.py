@@ -1,14 +1,16 @@
-"""The end of a job: metrics.json, the model card and, last of all, manifest.json."""
+"""The end of a job: metrics.json, the model card, the report and, last of all, manifest.json."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from service import artifacts
 from service.artifacts import BaseModelRecord, RunManifest
+from service.report.page import report_page
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -38,8 +40,9 @@ def publish(
     data: dict[str, Any],
     base: BaseModelRecord,
     made_by: JobSpec,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Write metrics.json, the card and, last of all, manifest.json: from then on the run is complete.
+    """Write metrics.json, the card, the report and, last of all, manifest.json: from then on the run is complete.
 
     Args:
         spec: the job.
@@ -48,6 +51,7 @@ def publish(
         data: what the data are.
         base: which model it began with.
         made_by: the train job that made the model: the job itself, or a search's winner.
+        warn: told, in a sentence, where there is no report; keeps it in events.jsonl before it returns.
 
     Raises:
         ExistsError: another writer has published here meanwhile.
@@ -70,9 +74,23 @@ def publish(
         promoted=metrics.get("promoted"),
         refused=refused_artifacts(metrics),
         search=metrics.get("search"),
-        files=artifacts.file_records(root),
+        files=[],
     )
+    _write_report(root, manifest, warn)
+    manifest = manifest.model_copy(update={"files": artifacts.file_records(root)})
     root.create_bytes(artifacts.MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def _write_report(root: Storage, manifest: RunManifest, warn: Callable[[str], None]) -> None:
+    """The report, or a warning: it shows what is there already, and no run is lost for the want of it."""
+    try:
+        page = report_page(root, manifest)
+    except Exception as error:  # noqa: BLE001  whatever a page may fall over
+        root.remove(artifacts.REPORT)  # of an attempt before this one
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        warn(f"there is no {artifacts.REPORT}: {reason}; `whisper-jobs report` makes it once that is mended")
+    else:
+        root.write_text(artifacts.REPORT, page)
 
 
 def _write_cards(

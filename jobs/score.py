@@ -45,7 +45,11 @@ class Errors:
 
 @dataclass(frozen=True)
 class Utterance:
-    """One row's reference and hypothesis, and what lies between them."""
+    """One row's reference and hypothesis, and what lies between them.
+
+    `compared_reference` and `compared_hypothesis` are the texts whose words are counted, after the normaliser: the
+    report aligns them, where no normaliser is at hand. None: of a run by an earlier version.
+    """
 
     path: str
     language: str
@@ -56,6 +60,8 @@ class Utterance:
     words_raw: Errors
     characters: Errors
     characters_raw: Errors
+    compared_reference: str | None = None
+    compared_hypothesis: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """A line of the utterances' file."""
@@ -69,6 +75,8 @@ class Utterance:
         }
         for key in ("words", "words_raw", "characters", "characters_raw"):
             plain[key] = Errors(**line[key])
+        for key in ("compared_reference", "compared_hypothesis"):
+            plain[key] = line.get(key)
         return cls(**plain)
 
 
@@ -116,6 +124,8 @@ class Scorer:
             words_raw=word_errors(reference, hypothesis),
             characters=character_errors(normal_reference.replace(" ", gap), normal_hypothesis.replace(" ", gap)),
             characters_raw=character_errors(reference, hypothesis),
+            compared_reference=normal_reference,
+            compared_hypothesis=normal_hypothesis,
         )
 
 

@@ -21,6 +21,7 @@ OURS = (
     artifacts.EVENTS,
     artifacts.METRICS,
     artifacts.CARD,
+    artifacts.REPORT,
     artifacts.REJECTS,
     artifacts.DATA,
     artifacts.EVALUATION,

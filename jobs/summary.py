@@ -99,6 +99,8 @@ def _facts(root: Storage, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     if search := metrics.get("search"):
         facts.append(("search", search["verdict"]))
         facts.append(("trials", f"whisper-jobs trials {shlex.quote(root.path())}"))
+    if root.exists(artifacts.REPORT):
+        facts.append(("report", f"{root.path(artifacts.REPORT)}  (for a browser)"))
     facts.append(("results", root.path(artifacts.METRICS)))
     facts.append(("utterances", root.path(artifacts.EVALUATION)))
     if seconds := metrics.get("seconds"):

@@ -30,6 +30,8 @@ COMMANDS = {
     "artifacts": "service.cli.runs",
     "trials": "service.cli.trials",
     "pull": "service.cli.runs",
+    "report": "service.cli.reports",
+    "compare": "service.cli.reports",
     "manifest": "service.cli.manifests",
     "completion": "service.cli.completion",
 }

@@ -15,6 +15,7 @@ from service.client.api import Api
 DISTRIBUTION = "whisper-jobs"
 SPEC_FILE = "spec.json"
 PACKAGES = ("service", "jobs")
+SUFFIXES = (".py", ".json", ".css", ".html", ".js")
 LEFT_OUT = ("jobs/demo/", "service/client/", "service/cli/")
 """What no job on a cluster needs: speech synthesis and a small Whisper, and this client."""
 
@@ -47,7 +48,7 @@ def make_package(spec: str | None) -> Package:
         for place in (found.submodule_search_locations or []) if found else []:
             for path in sorted(Path(place).rglob("*")):
                 name = f"{package}/{path.relative_to(place).as_posix()}"
-                if path.is_file() and path.suffix in (".py", ".json") and not name.startswith(LEFT_OUT):
+                if path.is_file() and path.suffix in SUFFIXES and not name.startswith(LEFT_OUT):
                     files[name] = path.read_bytes()
     version = importlib.metadata.version(DISTRIBUTION)
     described = importlib.metadata.distribution(DISTRIBUTION).read_text("METADATA") or ""

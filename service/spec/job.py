@@ -110,16 +110,26 @@ class JobSpec(Spec):
 
 def differing(one: JobSpec, other: JobSpec) -> list[str]:
     """The settings in which two specs differ, at most five of them, but for the name and the place of results."""
-    left, right = _leaves(one.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
-    paths = [path for path in left if left[path] != right.get(path) and path not in ("name", "training.outdir")]
+    left, right = leaves(one.model_dump(mode="json")), leaves(other.model_dump(mode="json"))
+    paths = [path for path in left if not same_value(left[path], right.get(path)) and path not in NOT_COMPARED]
     return paths[:5] or ["order of a pattern"]
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+NOT_COMPARED = ("name", "training.outdir")
+"""Settings that say how a run is called and where it is, not what it does."""
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a spec as JSON has it, each by its path: {"training.lora_r": 16}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and not prefix:
-            flat |= _leaves(value, f"{key}.")
+            flat |= leaves(value, f"{key}.")
         else:
-            flat[f"{prefix}{key}"] = json.dumps(value)
+            flat[f"{prefix}{key}"] = value
     return flat
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Whether two settings are alike; the order of a pattern's entries counts, since the first match wins."""
+    return json.dumps(one) == json.dumps(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_the_result_alone_is_on_stdout_and_no_library_speaks(done: Job) -> None:
 def test_the_layout_is_that_of_the_design(done: Job) -> None:
     assert sorted(path.name for path in done.root.iterdir()) == [
         "README.md", "adapter", "checkpoints", "data", "evaluation", "events.jsonl", "manifest.json", "merged",
-        "metrics.json", "rejects.csv", "spec.json", "stages", "tensorboard",
+        "metrics.json", "rejects.csv", "report.html", "spec.json", "stages", "tensorboard",
     ]  # fmt: skip
     assert sorted(path.name for path in (done.root / "adapter").iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors",
@@ -176,6 +177,42 @@ def test_the_card_has_a_metadata_block_that_the_hub_takes(done: Job, place: str)
     assert card.data.pipeline_tag == "automatic-speech-recognition"
     wer = next(result.metric_value for result in card.data.eval_results if result.metric_type == "wer")
     assert wer == round(100 * done.read("metrics.json")["tuned"]["wer"], 2)
+
+
+def test_the_report_shows_the_run_and_is_part_of_it(done: Job) -> None:
+    metrics, page = done.read("metrics.json"), (done.root / "report.html").read_text("utf-8")
+    assert "report.html" in {record.path for record in read_manifest(done.storage).files}
+    assert "there is no report.html" not in done.finished.stderr
+    for name in ("base", "tuned"):
+        assert f">{metrics[name]['wer']:.1%}</span>" in page
+    assert "simpler normaliser" not in page, "the words that were compared are kept"
+    data = read_manifest(done.storage).data
+    for split in ("train", "val"):
+        assert sum(data[split]["lengths"]["clips"]) == data[split]["rows"]
+        assert sum(data[split]["language_hours"].values()) == pytest.approx(data[split]["hours"], abs=1e-3)
+    figures = json.loads(page.split('id="page-data">')[1].split("</script>")[0])["figures"]
+    (loss,) = [figure for figure in figures if figure["id"] == "curve-loss"]
+    steps = [event["step"] for event in read_lines(done.root / "events.jsonl") if event["event"] == "step"]
+    assert loss["data"][0]["x"] == steps
+
+
+def test_a_report_that_cannot_be_made_fails_no_job(done: Job, tmp_path: Path) -> None:
+    """The job goes on at its last step, with a rejects.csv that something has damaged meanwhile."""
+    shutil.copytree(done.root, tmp_path / "run")
+    for name in ("manifest.json", "report.html"):
+        (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / "rejects.csv").write_bytes(b"split,path,kind,reason\n\xff\n")
+    settings = done.spec.training.model_copy(update={"outdir": str(tmp_path / "run")})
+    (tmp_path / "spec.json").write_text(done.spec.model_copy(update={"training": settings}).to_json())
+    finished = run("--config", tmp_path / "spec.json", "-o", "json")
+    assert finished.json()["job_id"] == done.spec.job_id
+    assert finished.stderr.count("warning: there is no report.html: InputError: ") == 1
+    root = Storage(str(tmp_path / "run"))
+    assert verify(root).problems == []
+    assert "report.html" not in {record.path for record in read_manifest(root).files}
+    last = read_lines(tmp_path / "run" / "events.jsonl")[-1]
+    assert last["event"] == "notice"
+    assert "rejects.csv: cannot be read" in last["text"]
 
 
 def test_a_second_run_finds_it_complete_and_changes_nothing(done: Job) -> None:

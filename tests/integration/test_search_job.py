@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -199,20 +200,21 @@ def caught(found: Found) -> bool:
 def test_a_search_that_is_killed_twice_ends_as_one_left_alone(
     alone: tuple[JobSpec, Found, Finished], spec_at: Callable[..., JobSpec], tmp_path: Path
 ) -> None:
-    """First its driver, then a trial's process; nothing is run twice, and the adapter is the same to the last bit."""
+    """First all of its processes, then those of its trials: nothing is run twice, and the adapter is the same."""
     _, undisturbed, _ = alone
     spec, found = spec_at(tmp_path, **GRID, top_k=2), Found(tmp_path / "root")
     process = start(*arguments(spec, tmp_path))
     wait_until(lambda: caught(found), process)
     children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
+    for each in (psutil.Process(process.pid), *children):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
     process.communicate()
-    psutil.wait_procs(children, timeout=60)
     done = [name for name, trial in found.trials.items() if trial.status == "finished"]
     assert not (found.root / "manifest.json").exists()
 
     process = start(*arguments(spec, tmp_path))
-    killed = kill_a_trial(process, found, done)
+    kill_trials(process, found, done)
     stdout, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
     assert verify(found.storage).problems == []
@@ -221,7 +223,6 @@ def test_a_search_that_is_killed_twice_ends_as_one_left_alone(
     assert same(found.adapter(), undisturbed.adapter())
     for name in done:
         assert found.starts(name)[1:] in ([], [found.trials[name].steps]), "only taken to the end, if at all"
-    assert killed
     again = [name for name in found.trials if len([s for s in found.starts(name) if s != found.trials[name].steps]) > 1]
     assert again, "those that were killed went on"
     for name in again:
@@ -235,18 +236,19 @@ def read_metrics(found: Found) -> Any:
     return found.storage.read_json("metrics.json")
 
 
-def kill_a_trial(process: subprocess.Popen[str], found: Found, before: list[str]) -> bool:
-    """Kill the process of a trial that is under way; it is not the driver that dies."""
+def kill_trials(process: subprocess.Popen[str], found: Found, before: list[str]) -> None:
+    """Kill the processes of trials while one of them is under way; the driver lives on."""
+    at = {name: len(trial.evaluations) for name, trial in found.trials.items()}
 
-    def under_way() -> list[psutil.Process]:
-        moved = [t for t in found.trials.values() if t.id not in before and t.status == "running" and t.evaluations]
-        if not moved:
-            return []
-        return [p for p in psutil.Process(process.pid).children(recursive=True) if is_trial(p)]
+    def under_way() -> bool:
+        moved = [t for t in found.trials.values() if t.id not in before and t.status == "running"]
+        return any(len(trial.evaluations) > at.get(trial.id, 0) for trial in moved)
 
-    wait_until(lambda: bool(under_way()), process)
-    under_way()[0].send_signal(signal.SIGKILL)
-    return True
+    wait_until(under_way, process)
+    trials = [each for each in psutil.Process(process.pid).children(recursive=True) if is_trial(each)]
+    assert trials
+    for each in trials:
+        each.kill()
 
 
 def is_trial(process: psutil.Process) -> bool:

@@ -13,7 +13,14 @@ STDLIB = set(sys.stdlib_module_names)
 HEAVY = {"torch", "transformers", "ray", "peft", "accelerate", "datasets", "numpy", "jiwer", "soundfile", "soxr"}
 
 PURE = ["service/spec", "service/errors.py", "service/artifacts.py"]
-FOR_JOBS = ("service.spec", "service.errors", "service.artifacts", "service.storage")
+FOR_JOBS = (
+    "service.spec",
+    "service.errors",
+    "service.artifacts",
+    "service.storage",
+    "service.trials",
+    "service.report",
+)
 """What jobs may import of service."""
 
 
@@ -69,6 +76,19 @@ def test_the_storage_knows_nothing_of_client_and_commands():
     assert offences(["service/storage"], lambda m, p: not m.startswith("service") or m.startswith(pure)) == []
 
 
+def test_the_report_reads_roots_and_knows_nothing_of_client_and_commands():
+    pure = (
+        "service.spec",
+        "service.errors",
+        "service.artifacts",
+        "service.storage",
+        "service.trials",
+        "service.report",
+    )
+
+    assert offences(["service/report"], lambda m, p: not m.startswith("service") or m.startswith(pure)) == []
+
+
 def test_only_commands_import_commands():
     everything_else = [p.relative_to(ROOT) for p in files("service", "jobs") if p.parent.name != "cli"]
 
@@ -100,9 +120,10 @@ def test_the_client_imports_nothing_of_jobs_and_none_of_its_libraries():
 
 @pytest.mark.parametrize("module", ["service.cli.main", "service.spec.load", "service.plan", "service.artifacts"])
 def test_importing_the_client_loads_no_heavy_library(module):
+    unwanted = HEAVY | {"rich", "yaml", "fsspec", "httpx2", "websockets", "jinja2", "plotly", "rapidfuzz"}
     code = f"""
 import sys, {module}
-loaded = {HEAVY | {"rich", "yaml", "fsspec", "httpx2", "websockets"}!r} & set(sys.modules)
+loaded = {unwanted!r} & set(sys.modules)
 assert not loaded, loaded
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
