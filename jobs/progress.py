@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from service.spec.space import words_of
+from jobs.trials_shown import TrialsShown
 
 _LINE_EVERY_S = 10.0
 
@@ -55,6 +55,9 @@ class Reporter:
         self._started = time.monotonic()
         self._last_line = self._started
         self._first: tuple[int, float] | None = None
+        self._trials = TrialsShown(
+            self._console, self._say, lambda done, total, best: self._count("trials", done, total, best)
+        )
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "stage": self._stage,
             "rows": self._rows,
@@ -69,6 +72,8 @@ class Reporter:
 
     def show(self, event: dict[str, Any]) -> None:
         """Show one event; kinds that say nothing to a person are passed over."""
+        if "trial" in event:  # of a trial's own training: the search tells of it
+            return
         if handler := self._handlers.get(event["event"]):
             handler(event)
 
@@ -77,7 +82,8 @@ class Reporter:
         self._advance("files", done, total)
 
     def close(self) -> None:
-        """Take the live bar off the screen."""
+        """Take the live bar off the screen, and leave a search's table as it stands."""
+        self._trials.close()
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
@@ -166,21 +172,8 @@ class Reporter:
         self._say(f"{name}WER {event['wer']:.1%}, CER {event['cer']:.1%}{where}")
 
     def _trial(self, event: dict[str, Any]) -> None:
-        """A trial that begins or ends, or was evaluated, and how far the search is."""
-        if event["status"] == "pending":
-            self._say(f"{event['id']} begins: {escape(words_of(event['settings']))}")
-            return
-        score = "" if event["score"] is None else f"  {_score(event['score'], event['metric'])}"
-        how = {"running": f"at {event['share']:.0%}"}.get(event["status"], event["status"])
-        cause = f" ({escape(event['cause'])})" if event["cause"] else ""
-        self._say(f"{event['id']} {how}{cause}{score}")
-        if event["status"] != "running":
-            best = f"best {event['best']}: {_score(event['best_score'], event['metric'])}" if event["best"] else ""
-            self._count("trials", event["done"], event["planned"], best)
-
-
-def _score(value: float, metric: str) -> str:
-    return f"WER {value:.1%}" if metric == "wer" else f"loss {value:.3f}"
+        self._first = self._first or (0, time.monotonic())
+        self._trials.show(event)
 
 
 def _precision(name: str) -> str:

@@ -7,12 +7,24 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel
 
-from service.artifacts import ADAPTER, CARD, EXPORTS, MANIFEST, MERGED, METRICS, PULLED, SPEC, FileRecord, RunManifest
+from service.artifacts import (
+    ADAPTER,
+    CARD,
+    EXPORTS,
+    MANIFEST,
+    MERGED,
+    METRICS,
+    PULLED,
+    REPORT,
+    SPEC,
+    FileRecord,
+    RunManifest,
+)
 from service.errors import Fault, InputError, NotFoundError, VerificationError
 from service.storage import Progress, Storage, sha256_of
 from service.storage.transfer import Meter, download, in_parallel
 
-ALWAYS = (SPEC, METRICS, CARD)
+ALWAYS = (SPEC, METRICS, CARD, REPORT)
 """What comes with every artifact, beside manifest.json."""
 
 FOLDERS = {"adapter": ADAPTER, "hf": MERGED}

@@ -29,7 +29,8 @@ from service.errors import InfeasibleError, JobFailedError, WhisperJobsError
 from service.spec.job import JobSpec
 
 _POLL_S = 0.2
-_SWEEP_EVERY_S = 10.0
+_LOOK_EVERY_S = 5.0
+_NO_ROOM = "resources: the cluster has no room for one trial"
 DRIVER_MEMORY = 512 << 20
 """Bytes that a trial's driver is counted with where its workers have the CPUs."""
 
@@ -38,18 +39,20 @@ TIME = "evaluation"
 
 
 def trials_at_once(job: Job) -> int:
-    """How many trials the cluster has room for now, or fewer where `search.concurrent` says so.
+    """How many trials there are to be at once: `search.concurrent`, or as many as the cluster has room for now.
 
     Raises:
         InfeasibleError: there is room for none.
     """
     room = groups_at_once(job.resources)
     if not room:
-        raise InfeasibleError(
-            "resources: the cluster has no room for one trial; lower resources.workers, resources.cpus_per_worker or "
-            "resources.gpus_per_worker"
-        )
-    return min(room, job.spec.search.concurrent or room)
+        way_out = "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
+        raise InfeasibleError(f"{_NO_ROOM}; {way_out}")
+    asked = job.spec.search.concurrent or room
+    if asked > room:
+        text = f"the cluster has room for {room} of {asked} trials now; the others wait for more"
+        job.events.emit({"event": "notice", "text": text})
+    return asked
 
 
 def explore(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> str:
@@ -75,7 +78,7 @@ def explore(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> str:
         # Beside the main thread: in it Ray Tune takes the signals for itself.
         thread = threading.Thread(target=fit, daemon=True, name="tune")
         thread.start()
-        rung, swept = False, time.monotonic()
+        rung, looked, roomy = False, time.monotonic(), time.monotonic()
         while thread.is_alive():
             thread.join(_POLL_S)
             job.signals.check_watched()
@@ -87,9 +90,13 @@ def explore(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> str:
                 text = f"ending the search: {watch.reason}; running trials leave a checkpoint"
                 job.events.emit({"event": "notice", "text": escape(text)})
                 job.events.bell.ring.remote()
-            if time.monotonic() - swept > _SWEEP_EVERY_S:
-                swept = time.monotonic()
+            if time.monotonic() - looked > _LOOK_EVERY_S:
+                looked = time.monotonic()
                 release_placement_groups()
+                roomy = looked if groups_at_once(job.resources) else roomy
+                if looked - roomy > job.spec.resources.wait_s and watch.fatal is None:
+                    watch.fatal = InfeasibleError(f"{_NO_ROOM}, for {looked - roomy:.0f} s (resources.wait_s). {GO_ON}")
+                    watch.end("there is no room for a trial any more")
     watch.close()
     ray.get(job.events.bell.reset.remote())
     if job.signals.asked:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -143,6 +144,9 @@ def _train_in_workers(run: TrialRun, say: Callable[[Event], None], signals: Stop
     from jobs.cluster import require_resources, resources_for
     from jobs.job import Run
     from jobs.train.on_ray import train_on_ray
+
+    # A group waits for its turn, and for nodes: that there is no room at all any more is the search's to see.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "1000000000"
 
     def tell(text: str) -> None:
         say({"event": "notice", "text": text})

@@ -176,7 +176,8 @@ class SearchConfig(Spec):
     """The most that all trials together may use, in GPU-hours."""
 
     concurrent: Int | None = Field(default=None, ge=1, examples=[4])
-    """Trials at once. Default: as many as the cluster has room for when the search begins."""
+    """Trials at once. Default: as many as the cluster has room for when the search begins; more than that wait for
+    nodes that an autoscaler adds."""
 
     max_failures: Int = Field(default=4, ge=0)
     """How many trials may fail (out of memory, a loss that is no number): they are kept in the table with their cause,
