@@ -112,7 +112,8 @@ def _as_space(value: Any) -> Any:
 
 
 Space = Annotated[
-    dict[str, Annotated[Dimension, BeforeValidator(_as_dimension)]] | None,
+    dict[str, Annotated[Dimension, BeforeValidator(_as_dimension, json_schema_input_type=Dimension | list[Any])]]
+    | None,
     BeforeValidator(_as_space),
 ]
 

@@ -90,6 +90,18 @@ def test_what_is_counted_ends_with_its_stage() -> None:
     assert after(stage("guard"), heard, stage("merge", MERGING)).words() == "merge"
 
 
+def test_a_search_counts_its_trials() -> None:
+    row = {"event": "trial", "settings": {"lora_r": 4}, "cause": None, "share": 1.0, "metric": "wer", "planned": 16}
+    best = {"best": "t000", "best_score": 0.21}
+    begins = row | {"id": "t000", "status": "pending", "score": None, "done": 0, "best": None, "best_score": None}
+    ends = row | {"id": "t000", "status": "finished", "score": 0.21, "done": 1} | best
+    told = after(stage("search"), begins, ends)
+    assert (told.stage, told.what, told.done, told.total) == ("search", "trials", 1, 16)
+    assert told.words().startswith("search  trials 1/16")
+    evaluated = ends | {"status": "running"}
+    assert after(stage("search"), begins, ends, evaluated) == told, "one trial's WER is not the job's"
+
+
 def test_the_root_is_known_by_its_line() -> None:
     event = {"event": "notice", "text": "[bold]demo-068cd74e[/bold]  -> s3://speech/my runs/demo"}
     assert after(event).root == "s3://speech/my runs/demo"

@@ -135,3 +135,50 @@ def test_a_model_that_is_no_better_is_said_to_be_none(capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert "not promoted: its WER is not below" in text
     assert "logits" not in text
+
+
+def trial(number: int, status: str, score: float | None = None, done: int = 0, **more: Any) -> dict[str, Any]:
+    """A trial's event."""
+    settings = {"lora_r": 4 * (number + 1), "use_dora": True, "lr": 0.0003}
+    event = {"id": f"t{number:03}", "settings": settings, "status": status, "score": score, "cause": None, "share": 0.5}
+    best = {"best": "t001" if done else None, "best_score": 0.2 if done else None}
+    return event | {"metric": "wer", "done": done, "planned": 30} | best | more
+
+
+def test_each_news_of_a_trial_is_a_line() -> None:
+    screen = Screen()
+    screen.show("trial", **trial(0, "pending"))
+    screen.show("trial", **trial(0, "running", 0.5))
+    screen.show("trial", **trial(0, "stopped", 0.5, 1, cause="asha: at 50%"))
+    screen.show("trial", **trial(1, "failed", None, 2, cause="the loss is [nan]"))
+    screen.show("trial", **trial(2, "finished", 3.2, 3, metric="loss", best_score=1.25))
+    lines = [line.split("  eta")[0] for line in screen.lines]
+    assert lines == [
+        "t000 begins: lora_r 4, use_dora true, lr 0.0003",
+        "t000 at 50%  WER 50.0%",
+        "t000 stopped (asha: at 50%)  WER 50.0%",
+        "trials 1/30  best t001: WER 20.0%",
+        "t001 failed (the loss is [nan])",
+        "trials 2/30  best t001: WER 20.0%",
+        "t002 finished  loss 3.200",
+        "trials 3/30  best t001: loss 1.250",
+    ]
+
+
+def test_on_a_terminal_trials_are_a_table_that_stays() -> None:
+    screen = Screen(terminal=True)
+    for number in range(20):
+        screen.show("trial", **trial(number, "finished" if number < 18 else "running", 0.9 - 0.03 * number, number))
+    screen.show("stage", stage="train-t017", status="started", text="taking t017 to the end")
+    shown = screen._file.getvalue().split("trials done")[-1]
+    assert shown.index("t018") < shown.index("t017") < shown.index("t016"), "those under way, then the best"
+    assert "and 4 more" in shown
+    assert "t000" not in shown
+    assert shown.index("taking t017 to the end") > shown.index("and 4 more")
+
+
+def test_what_a_winners_training_said_is_not_said_again() -> None:
+    screen = Screen()
+    screen.show("evaluation", step=3, wer=0.5, cer=0.2, trial="t003")
+    screen.show("evaluation", step=3, loss=2.5)
+    assert screen.lines == ["validation loss 2.500 at step 3"]
