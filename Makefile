@@ -1,4 +1,5 @@
 # make demo    set up, then run the main job on this machine: speech in, a better Whisper out
+# make demo-search  set up, then search for good settings with the data of the demo (six minutes)
 # make test    set up, then lint, type-check and test
 # make test-faults  set up, then kill, stop, starve and fill up jobs at every moment (half an hour)
 # make test-cluster  set up, then take nodes, networks, heads and stores away from jobs on clusters (a quarter of an hour)
@@ -12,15 +13,20 @@ TORCH ?= "torch>=2.13,<2.14"
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-faults test-cluster bench-export setup lint docs constraints clean
+.PHONY: demo demo-search demo-data test test-faults test-cluster bench-export setup lint docs constraints clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.demo
+demo: demo-data
+	$(BIN)/whisper-jobs run configs/demo.yaml --overwrite
+
+demo-search: demo-data
+	$(BIN)/whisper-jobs run configs/search_demo.yaml --overwrite
+
+demo-data: $(VENV)/.demo
 	@echo "Making speech and a small Whisper in demo/ ..."
 	@$(BIN)/python -m jobs.demo.nano demo/nano-whisper
 	@$(BIN)/python -m jobs.demo.make_speech demo/speech
 	$(BIN)/whisper-jobs manifest build demo/speech --out demo/manifest --val-ratio 0.25
-	$(BIN)/whisper-jobs run configs/demo.yaml --overwrite
 
 test: lint
 	$(BIN)/python -m pytest -m "not faults and not cluster"

@@ -69,9 +69,25 @@ def _symbol(search: Search, trial: Trial) -> str:
     return "star" if trial.id == search.winner else "diamond" if trial.origin == "defaults" else "circle"
 
 
+def ceiling(search: Search) -> float:
+    """Where the axes of scores end: a trial that has come apart would leave no room to tell the others apart."""
+    untuned = next((trial.score for trial in search.trials if not is_real(trial)), None)
+    worst = max((trial.score for trial in scored_trials(search) if trial.score is not None), default=0.0)
+    return math.inf if not untuned or worst <= 1.5 * untuned else 1.1 * untuned
+
+
 def _axis_format(search: Search) -> dict[str, Any]:
-    axis = {"title": {"text": label_of(search)}, "rangemode": "nonnegative"}
+    axis: dict[str, Any] = {"title": {"text": label_of(search)}, "rangemode": "nonnegative"}
+    if (top := ceiling(search)) < math.inf:
+        axis["range"] = [0, top]
     return axis | ({"tickformat": ".0%"} if search.metric == "wer" else {})
+
+
+def _above(search: Search) -> str:
+    """What a note says of trials that lie above the axis."""
+    top = ceiling(search)
+    beyond = [trial.id for trial in scored_trials(search) if trial.score is not None and trial.score > top]
+    return f" Above the scale: {', '.join(beyond)}." if beyond else ""
 
 
 def parallel_coordinates(search: Search) -> Figure | None:
@@ -86,8 +102,13 @@ def parallel_coordinates(search: Search) -> Figure | None:
         return None
     axes = [_axis(short(name), [trial.settings.get(name) for trial in trials]) for name in names]
     scores = [trial.score for trial in trials if trial.score is not None]
-    axes.append(_numbers(scores, logarithmic=False, write=lambda value: score_text(search, value)))
-    best, worst = min(scores), max(scores)
+    top = ceiling(search)
+    over = {score_text(search, top): f"over {score_text(search, top)}"} if top < math.inf else {}
+    places, ticks = _numbers(
+        [min(score, top) for score in scores], logarithmic=False, write=lambda value: score_text(search, value)
+    )
+    axes.append((places, [(place, over.get(text, text)) for place, text in ticks]))
+    best, worst = min(scores), min(max(scores), top)
     data = []
     for index in sorted(range(len(trials)), key=lambda index: -scores[index]):  # the best ones on top
         trial = trials[index]
@@ -161,7 +182,7 @@ def parallel_coordinates(search: Search) -> Figure | None:
 
 def _shade(score: float, best: float, worst: float) -> str:
     """One of five shades of one colour: 0 is the best."""
-    share = (score - best) / (worst - best) if worst > best else 0.0
+    share = min(1.0, (score - best) / (worst - best)) if worst > best else 0.0
     return f"@shade{min(4, int(5 * share))}"
 
 
@@ -287,7 +308,8 @@ def score_by_size(search: Search) -> Figure | None:
         f"{label_of(search)} by trainable parameters of {counted(len(trials), 'trial')}, from {count(min(sizes))} to "
         f"{count(max(sizes))}; the best, {smallest.id}, has {count(smallest.trainable_parameters)}."
     )
-    return Figure("score-by-size", f"{label_of(search)} against trainable parameters", alt, [points], layout)
+    title = f"{label_of(search)} against trainable parameters"
+    return Figure("score-by-size", title, alt, [points], layout, note=_above(search).strip())
 
 
 def best_by_time(search: Search) -> Figure | None:
@@ -351,7 +373,7 @@ def best_by_time(search: Search) -> Figure | None:
         data,
         layout,
         note="Trials in the order of their beginning, each at the end of its own work; the star is the winner, the "
-        "diamond the defaults. The line is the best so far.",
+        f"diamond the defaults. The line is the best so far.{_above(search)}",
     )
 
 
@@ -397,7 +419,8 @@ def trials_by_time(search: Search) -> Figure | None:
         alt,
         data,
         layout,
-        note="Each line is a trial; the winner's is thick, dotted ones were stopped early, dashed ones failed.",
+        note="Each line is a trial; the winner's is thick, dotted ones were stopped early, dashed ones failed."
+        f"{_above(search)}",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from typing import Any
 
@@ -16,7 +17,8 @@ from service.report.figures import Figure, clip_lengths, errors_by_length, learn
 from service.report.lengths import Histogram, by_length, histogram, histogram_of
 from service.report.lines import Line, join, read_lines
 from service.report.paired import MANY, difference
-from service.report.search_figures import parallel_coordinates, search_figures
+from service.report.search_figures import ceiling, parallel_coordinates, search_figures
+from service.trials import Evaluation, Search, Trial
 
 
 def lines(records: Any) -> list[Line]:
@@ -195,6 +197,30 @@ def test_parallel_coordinates_place_rates_by_magnitude_and_say_what_is_not_set()
     written = {note["text"] for note in found.layout["annotations"]}
     assert {"on", "off", "not set", "0.05"} <= written
     assert found.data[-1]["meta"] == search.winner, "the winner is drawn last, over the others"
+
+
+def test_a_trial_that_has_come_apart_does_not_squash_the_others() -> None:
+    def row(name: str, origin: str, score: float, rank: int = 4) -> Trial:
+        evaluation = Evaluation(number=1, step=9, seed=1, wer=score, score=score, seconds=5.0)
+        facts: dict[str, Any] = {"trainable_parameters": 1000 * rank, "seconds": 9.0, "evaluations": [evaluation]}
+        return Trial(
+            id=name, origin=origin, settings={} if origin == "untuned" else {"lora_r": rank}, status="finished",
+            score=score, **facts,
+        )  # fmt: skip
+
+    rows = [row("untuned", "untuned", 0.6), row("t000", "defaults", 0.4), row("t001", "tpe", 0.3, 8)]
+    common: dict[str, Any] = {"metric": "wer", "sampler": "tpe", "scheduler": "asha", "seed": 1, "repeats": 1}
+    tame = Search(**common, evaluations=1, planned=3, trials=rows)
+    wild = tame.model_copy(update={"trials": [*rows, row("t002", "tpe", 3.7, 16)]})
+    assert (ceiling(tame), ceiling(wild)) == (math.inf, pytest.approx(0.66))
+    for figure in search_figures(wild)[1:]:
+        assert figure.layout["yaxis"]["range"] == [0, pytest.approx(0.66)]
+        assert "Above the scale: t002." in figure.note
+    lines = {trace["name"]: trace["y"][-1] for trace in search_figures(wild)[0].data}
+    assert (lines["t001"], lines["t002"]) == (0, 1)
+    assert 0.2 < lines["t000"] < 0.4, "on the scale of those that came out well"
+    assert "over 66.0%" in [note["text"] for note in search_figures(wild)[0].layout["annotations"]]
+    assert all("range" not in figure.layout["yaxis"] for figure in search_figures(tame)[1:])
 
 
 def test_a_setting_that_reads_like_html_is_written_out() -> None:
