@@ -249,6 +249,7 @@ def _tuner(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int, watch: Watch
 def _quieten() -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that has failed has no score
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # they are in the table
     os.environ["TUNE_WARN_THRESHOLD_S"] = "60"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
