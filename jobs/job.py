@@ -108,4 +108,4 @@ def publish_job(
         job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
         job.recorder.copy()
 
-    publish(job.spec, job.root, metrics, data, base, made_by or job.spec, warn)
+    publish(job.spec, job.root, metrics, data, base, warn, made_by)

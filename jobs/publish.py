@@ -39,8 +39,8 @@ def publish(
     metrics: dict[str, Any],
     data: dict[str, Any],
     base: BaseModelRecord,
-    made_by: JobSpec,
     warn: Callable[[str], None] = lambda text: None,
+    made_by: JobSpec | None = None,
 ) -> None:
     """Write metrics.json, the card, the report and, last of all, manifest.json: from then on the run is complete.
 
@@ -50,8 +50,8 @@ def publish(
         metrics: the content of metrics.json.
         data: what the data are.
         base: which model it began with.
-        made_by: the train job that made the model: the job itself, or a search's winner.
         warn: told, in a sentence, where there is no report; keeps it in events.jsonl before it returns.
+        made_by: the train job that made the model, where that is not the job itself: a search's winner.
 
     Raises:
         ExistsError: another writer has published here meanwhile.
@@ -60,7 +60,7 @@ def publish(
     root.write_json(artifacts.METRICS, metrics)
     exported = metrics.get("artifacts", {})
     if spec.kind != "evaluate":
-        _write_cards(made_by, root, metrics, data, base)
+        _write_cards(made_by or spec, root, metrics, data, base)
     rates = {name: metrics[name]["wer"] for name in ("base", "tuned", "model") if name in metrics}
     manifest = RunManifest(
         job_id=spec.job_id,

@@ -32,7 +32,8 @@ CSVS = {"training.train_csv": "s3://bucket/train.csv", "training.val_csv": "s3:/
 
 def search(space: Any = None, **settings: Any) -> JobSpec:
     """A checked search; names with dots are settings of other sections."""
-    values: dict[str, Any] = {"kind": "search", **CSVS, "search.space": space}
+    values: dict[str, Any] = {"kind": "search", **CSVS, "training.base_model": "openai/whisper-tiny"}
+    values["search.space"] = space
     values |= {name if "." in name else f"search.{name}": value for name, value in settings.items()}
     return load_spec(None, [Override(path, value, path) for path, value in values.items()]).spec
 
