@@ -75,6 +75,13 @@ class Recorder:
         except OSError as error:
             self._warn(f"{self._path} cannot be written ({error.strerror or error})")
 
+    def keep_once(self, events: list[dict[str, Any]]) -> None:
+        """Keep events of before without showing them, but for those that are kept already."""
+        there = set(self._path.read_text(encoding="utf-8").split("\n")) if self._path.exists() else set()
+        for event in events:
+            if json.dumps(event, ensure_ascii=False) not in there:
+                self.keep(event)
+
     def copy(self, root: Storage | None = None) -> None:
         """Have a remote root hold all that was said so far.
 

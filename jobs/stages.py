@@ -111,6 +111,11 @@ class Stages:
         """Seconds of each stage, and their total."""
         return self.seconds | {"total": round(sum(self.seconds.values()), 3)}
 
+    def kept(self, stage: str) -> dict[str, Any] | None:
+        """The result that a stage has left; None: it has not been done."""
+        name = f"{STAGES}/{stage}.json"
+        return dict(self._root.read_json(name)["result"]) if self._root.exists(name) else None
+
     def run(self, stage: str, text: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a stage, or read the result that it left before.
 

@@ -20,7 +20,18 @@ from service.spec.whisper_dims import NotWhisperError, WhisperDims, dims_of
 from service.spec.whisper_modules import EMBEDDING, HEAD, modules, total_parameters
 
 _MOST_COUNTED = 100_000
-_MOST_SIZED = 200
+_MOST_SIZED = 300
+
+SIZING = {
+    "lora_r",
+    "lora_rank_pattern",
+    "lora_target_modules",
+    "modules_to_save",
+    "use_dora",
+    "lora_init",
+    "freeze_encoder",
+}
+"""Settings that decide how many parameters are trained."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,8 @@ def _plan_search(spec: JobSpec, rows: int | None, dims: WhisperDims | None) -> S
 def trial_bytes(spec: JobSpec, parameters: int) -> int:
     """What a trial's checkpoints take at most: each holds the adapter, the best one and two moments of the optimizer in
     float32; there are `engine.keep_checkpoints` of them, one that is being written, and the adapter as it began."""
-    return parameters * 4 * (4 * (spec.engine.keep_checkpoints + 1) + 1)
+    runs = 1 if spec.search.repeats == 1 else 2  # the first one's stay until the trial is judged
+    return runs * parameters * 4 * (4 * (spec.engine.keep_checkpoints + 1) + 1)
 
 
 def trained_parameters(spec: JobSpec, dims: WhisperDims) -> int:
@@ -166,7 +178,8 @@ def trained_parameters(spec: JobSpec, dims: WhisperDims) -> int:
 
 def _largest(spec: JobSpec, rows: int | None, dims: WhisperDims | None) -> JobSpec:
     """The train job at the point of a space with most trainable parameters, of those that are looked at."""
-    jobs = [job_at(spec, point) for point in itertools.islice(telling_points(spec), _MOST_SIZED)]
+    kinds = {repr({k: v for k, v in point.items() if k in SIZING}): point for point in telling_points(spec)}
+    jobs = [job_at(spec, point) for point in itertools.islice(kinds.values(), _MOST_SIZED)]
     largest = jobs[0] if dims is None else max(jobs, key=lambda job: trained_parameters(job, dims))
     steps = make_schedule(largest, rows).total_steps if rows else None
     point = {name: getattr(largest.training, name) for name in space_of(spec)}

@@ -24,7 +24,11 @@ def search_job(job: Job) -> dict[str, Any]:
     untuned = job.stages.run("evaluate", "scoring the untuned model", lambda: _score_base(job, base))
     ledger = Ledger(job.root, job.spec, untuned, lambda trial, search: _tell(job, trial, search))
     found = job.stages.run("search", _plan_words(job), lambda: _explore(job, ledger, base, rows))
-    winner, trained = take_to_the_end(job, ledger, rows, base.revision)
+    if (settled := job.stages.kept("winner")) is None:
+        winner, trained = take_to_the_end(job, ledger, rows, base.revision)
+    else:
+        winner = next(trial for trial in ledger.trials if trial.id == settled["winner"])
+        trained = job.stages.kept(f"train-{winner.id}") or {}
 
     def settle() -> dict[str, Any]:
         ship(job, ledger, winner, rows)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pickle
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import tune
@@ -18,7 +20,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from rich.markup import escape
 
 from jobs.cluster import as_user_error, groups_at_once, release_placement_groups
-from jobs.failures import GO_ON
+from jobs.failures import GO_ON, explain
 from jobs.job import Job
 from jobs.search.here import Here
 from jobs.search.ledger import ENDED, Ledger, trial_id
@@ -30,12 +32,17 @@ from service.spec.job import JobSpec
 
 _POLL_S = 0.2
 _LOOK_EVERY_S = 5.0
+_PATIENCE_S = 600.0
+"""How long trials that are to end may take for a step, an evaluation's batch and a checkpoint."""
+
 _NO_ROOM = "resources: the cluster has no room for one trial"
 DRIVER_MEMORY = 512 << 20
 """Bytes that a trial's driver is counted with where its workers have the CPUs."""
 
 TIME = "evaluation"
 """What schedulers count by: evaluations, each the same share of its trial's schedule."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def trials_at_once(job: Job) -> int:
@@ -63,7 +70,7 @@ def explore(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> str:
         JobFailedError: too many trials have failed.
         WhisperJobsError: what would end every trial.
     """
-    watch = Watch(job.spec, ledger, at_once)
+    watch = Watch(job.spec, ledger)
     ray.get(job.events.bell.reset.remote())
     with tempfile.TemporaryDirectory(prefix="whisper-jobs-tune-") as scratch:
         tuner = _tuner(job, ledger, plan, at_once, watch, scratch)
@@ -78,26 +85,9 @@ def explore(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> str:
         # Beside the main thread: in it Ray Tune takes the signals for itself.
         thread = threading.Thread(target=fit, daemon=True, name="tune")
         thread.start()
-        rung, looked, roomy = False, time.monotonic(), time.monotonic()
-        while thread.is_alive():
-            thread.join(_POLL_S)
-            job.signals.check_watched()
-            ledger.seconds = ledger.before_s + watch.elapsed_s
-            if job.signals.asked:
-                watch.end("the user asked for it")
-            if watch.reason and not rung:
-                rung = True
-                text = f"ending the search: {watch.reason}; running trials leave a checkpoint"
-                job.events.emit({"event": "notice", "text": escape(text)})
-                job.events.bell.ring.remote()
-            if time.monotonic() - looked > _LOOK_EVERY_S:
-                looked = time.monotonic()
-                release_placement_groups()
-                roomy = looked if groups_at_once(job.resources) else roomy
-                if looked - roomy > job.spec.resources.wait_s and watch.fatal is None:
-                    watch.fatal = InfeasibleError(f"{_NO_ROOM}, for {looked - roomy:.0f} s (resources.wait_s). {GO_ON}")
-                    watch.end("there is no room for a trial any more")
+        _follow(job, ledger, watch, thread)
     watch.close()
+    release_placement_groups()
     ray.get(job.events.bell.reset.remote())
     if job.signals.asked:
         done = sum(trial.status in ENDED for trial in ledger.trials)
@@ -106,19 +96,56 @@ def explore(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> str:
         raise watch.fatal
     if ended:
         raise as_user_error(ended[0]) from ended[0]
-    if watch.too_many_failures:
-        last = [f"{trial.id}: {trial.cause}" for trial in ledger.trials if trial.status == "failed"][-1]
+    if watch.last_failure:
+        limit = job.spec.search.max_failures
         raise JobFailedError(
-            f"search: {ledger.failures} trials have failed (search.max_failures: {job.spec.search.max_failures}); the "
-            f"last one: {last}"
+            f"search: {ledger.failures} trials have failed (search.max_failures: {limit}); the last one: "
+            f"{watch.last_failure}"
         )
     for trial in ledger.trials:
         if trial.status not in ENDED:
             ledger.end(trial.id, "stopped", watch.reason or "the search ended")
     ledger.forget_losers()
     if not ledger.ranking():
-        raise JobFailedError(f"search: no trial was evaluated ({watch.reason or 'all have failed'}); give it more")
+        why = f"no trial was evaluated ({watch.reason})" if watch.reason else "all trials have failed"
+        raise JobFailedError(f"search: {why}; give it more time, or other settings, and another outdir or --overwrite")
     return watch.reason or "all trials are done"
+
+
+def _follow(job: Job, ledger: Ledger, watch: Watch, thread: threading.Thread) -> None:
+    """Wait for Ray Tune's end, and see meanwhile to what may end the search early."""
+    rung, looked, roomy = False, time.monotonic(), time.monotonic()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        job.signals.check_watched()
+        ledger.seconds = ledger.before_s + watch.elapsed_s
+        if job.signals.asked:
+            watch.end("the user asked for it")
+        if watch.reason and not rung:
+            rung = True
+            text = f"ending the search: {watch.reason}; running trials leave a checkpoint"
+            job.events.emit({"event": "notice", "text": escape(text)})
+            job.events.bell.ring.remote()
+        if time.monotonic() - looked > _LOOK_EVERY_S:
+            looked = time.monotonic()
+            release_placement_groups()
+            roomy = looked if groups_at_once(job.resources) else roomy
+            if looked - roomy > job.spec.resources.wait_s:
+                error = InfeasibleError(f"{_NO_ROOM}, for {looked - roomy:.0f} s (resources.wait_s). {GO_ON}")
+                watch.end("there is no room for a trial any more", error)
+
+
+def _kept(method: Function) -> Function:
+    """What goes wrong in a callback of Ray Tune's ends the search; Ray Tune would tell it in words of its own."""
+
+    @functools.wraps(method)
+    def call(self: Watch, *arguments: Any, **named: Any) -> None:
+        try:
+            method(self, *arguments, **named)
+        except Exception as error:  # noqa: BLE001  # kept, and raised by the search
+            self.end("its results cannot be kept", explain(error))
+
+    return call  # type: ignore[return-value]
 
 
 class Watch(Here, tune.Stopper, tune.Callback):
@@ -127,24 +154,30 @@ class Watch(Here, tune.Stopper, tune.Callback):
     Its methods are called by Ray Tune, in its thread.
     """
 
-    def __init__(self, spec: JobSpec, ledger: Ledger, at_once: int) -> None:
-        self._spec, self._ledger, self._at_once = spec, ledger, at_once
+    def __init__(self, spec: JobSpec, ledger: Ledger) -> None:
+        self._spec, self._ledger = spec, ledger
         self._began = time.monotonic()
+        self._ended: float | None = None
+        self._heard: dict[str, float] = {}
+        """When each trial that runs was heard of last."""
         self._cleaner = ThreadPoolExecutor(1, thread_name_prefix="forget")
-        self._at_start = ledger.gpu_hours
         self.reason: str | None = None
         """Why the search is to end early."""
         self.fatal: WhisperJobsError | None = None
-        self.too_many_failures = False
+        self.last_failure: str | None = None
+        """The failure that was one too many."""
 
     @property
     def elapsed_s(self) -> float:
         """Seconds of this attempt."""
         return time.monotonic() - self._began
 
-    def end(self, reason: str) -> None:
-        """Begin no more trials, and end those that run."""
+    def end(self, reason: str, error: WhisperJobsError | None = None) -> None:
+        """Begin no more trials, and end those that run; with an error, the job with it."""
+        self.fatal = self.fatal or error
         self.reason = self.reason or reason
+        self._ended = self._ended or time.monotonic()
+        self._ledger.closed = True
 
     def close(self) -> None:
         """Wait for what is still being removed."""
@@ -157,65 +190,78 @@ class Watch(Here, tune.Stopper, tune.Callback):
         return False
 
     def stop_all(self) -> bool:
-        """See Stopper."""
+        """See Stopper. Trials that are to end do so by themselves, with a checkpoint: Ray Tune would give them 10 s."""
         search = self._spec.search
         if search.hours is not None and self._ledger.before_s + self.elapsed_s >= search.hours * 3600:
             self.end(f"search.hours, {search.hours:g}, are over")
-        if search.gpu_hours is not None and self._ledger.gpu_hours >= search.gpu_hours:
+        if search.gpu_hours is not None and self._ledger.gpu_hours + self._running_gpu_hours() >= search.gpu_hours:
             self.end(f"search.gpu_hours, {search.gpu_hours:g}, are used up")
-        if self._ledger.failures > search.max_failures:
-            self.too_many_failures = True
-            self.end("too many trials have failed")
-        return self.reason is not None
+        return self._ended is not None and time.monotonic() - self._ended > _PATIENCE_S
+
+    def _running_gpu_hours(self) -> float:
+        """Of running trials since each was heard of last."""
+        now = time.monotonic()
+        return sum(now - heard for heard in self._heard.values()) * self._ledger.gpus / 3600
 
     # Callbacks of Ray Tune's.
 
+    @_kept
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """See Callback."""
         found: Result = result["result"]
         name = trial_id(trial.config["number"])
+        self._heard[name] = time.monotonic()
         self._ledger.add(name, found.entries, **found.facts)
+        if found.status != "running":
+            self._heard.pop(name)
         if found.fatal:
-            self.fatal = found.fatal
-            self.end("what has ended this trial would end the others too")
+            self.end("what has ended this trial would end the others too", found.fatal)
         elif found.status in ENDED:
             self._end(name, found.status, found.cause)
 
+    @_kept
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See Callback: where its last result was none that ends it, the scheduler has ended it."""
+        name = trial_id(trial.config["number"])
+        self._heard.pop(name, None)
         last = (trial.last_result or {}).get("result")
         if last is None or last.status != "running" or self.reason:
             return
         share = last.evaluation / self._spec.search.evaluations
-        self._end(trial_id(trial.config["number"]), "stopped", f"{self._spec.search.scheduler}: at {share:.0%}")
+        self._end(name, "stopped", f"{self._spec.search.scheduler}: at {share:.0%}")
 
+    @_kept
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See Callback: its process has died more often than `resources.max_failures` allows."""
+        name = trial_id(trial.config["number"])
+        self._heard.pop(name, None)
         cause = "its process ended"
         if kept := trial.pickled_error_file:  # Ray Tune's own reading of it looks at the copy, which comes later
             cause = str(as_user_error(pickle.loads(Path(kept).read_bytes())))
-        self._end(trial_id(trial.config["number"]), "failed", cause.removesuffix(GO_ON).strip())
+        self._end(name, "failed", cause.removesuffix(GO_ON).strip())
 
     def _end(self, name: str, status: Any, cause: str | None) -> None:
         self._ledger.end(name, status, cause)
+        if status == "failed" and self._ledger.failures > self._spec.search.max_failures:
+            self.last_failure = self.last_failure or f"{name}: {cause}"
+            self.end("too many trials have failed")
         self._cleaner.submit(self._ledger.forget_losers)
 
 
 def scheduler_of(spec: JobSpec) -> TrialScheduler:
-    """Ray Tune's scheduler of `search.scheduler`."""
+    """Ray Tune's scheduler of `search.scheduler`. Its last word is before a trial's last evaluation."""
     search = spec.search
     common: dict[str, Any] = {"time_attr": TIME, "metric": SCORE, "mode": "min", "grace_period": search.grace}
-    if search.scheduler == "asha" and search.evaluations > 1:
-        # Repeats come after the last evaluation, and are not to be cut off.
+    if search.grace >= search.evaluations or search.scheduler == "none":
+        return FIFOScheduler()
+    if search.scheduler == "asha":
         return ASHAScheduler(
-            **common, max_t=search.evaluations, reduction_factor=search.reduction, stop_last_trials=False
+            **common, max_t=search.evaluations - 1, reduction_factor=search.reduction, stop_last_trials=False
         )
-    if search.scheduler == "median":
-        # It would pause trials for others to catch up; here each keeps its place.
-        return MedianStoppingRule(**common, min_time_slice=float("inf"))
-    return FIFOScheduler()
+    # It would pause trials for others to catch up; here each keeps its place.
+    return MedianStoppingRule(**common, min_time_slice=float("inf"))
 
 
 def _tuner(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int, watch: Watch, scratch: str) -> tune.Tuner:
@@ -232,7 +278,8 @@ def _tuner(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int, watch: Watch
             scheduler=scheduler_of(spec),
             num_samples=-1,  # the searcher says when there are no more
             max_concurrent_trials=at_once,
-            reuse_actors=True,
+            # A process of its own for each: what one has left in memory, or hanging, ends with it.
+            reuse_actors=False,
         ),
         run_config=tune.RunConfig(
             name="search",
@@ -252,4 +299,4 @@ def _quieten() -> None:
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # they are in the table
     os.environ["TUNE_WARN_THRESHOLD_S"] = "60"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

@@ -73,11 +73,13 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
     before_s: float = 0.0
     """Seconds of earlier attempts."""
+    closed: bool = False
+    """Whether no more trials are to be begun."""
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
         self._planned = planned_trials(self.spec)
-        for name in sorted(self.root.folders(FOLDER)):
+        for name in sorted(self.root.folders(FOLDER), key=lambda name: (len(name), name)):
             if self.root.exists(f"{FOLDER}/{name}/trial.json"):
                 self.entries[name] = read_entry(self.root, name)
         if self.root.exists(TRIALS):
@@ -118,6 +120,11 @@ class Ledger:
             if self.entries[trial].trial.status not in ENDED:
                 self._change(trial, {"status": status, "cause": cause})
 
+    def fail(self, trial: str, cause: str) -> None:
+        """Note that a trial has failed on its way to the end: it cannot win any more."""
+        with self._lock:
+            self._change(trial, {"status": "failed", "cause": cause})
+
     def finalise(self, trial: str, wer: float) -> None:
         """Note the WER of a trial that was taken to its end."""
         with self._lock:
@@ -151,11 +158,15 @@ class Ledger:
             return table
 
     @property
-    def gpu_hours(self) -> float:
-        """What all trials have used so far."""
+    def gpus(self) -> float:
+        """GPUs of a trial."""
         resources = self.spec.resources
-        gpus = (resources.gpus_per_worker or 0.0) * max(1, resources.workers)
-        return sum(trial.seconds for trial in self.trials) * gpus / 3600
+        return (resources.gpus_per_worker or 0.0) * max(1, resources.workers)
+
+    @property
+    def gpu_hours(self) -> float:
+        """What all trials have used, as far as they have told."""
+        return sum(trial.seconds for trial in self.trials) * self.gpus / 3600
 
     @property
     def failures(self) -> int:
@@ -163,7 +174,10 @@ class Ledger:
         return sum(trial.status == "failed" for trial in self.trials)
 
     def ranking(self) -> list[Trial]:
-        """The trials that may win, the best first; of equals the defaults, then what trains less, then the earlier."""
+        """The trials that may win, the best first; of equals the defaults, then what trains less, then the earlier.
+
+        A score that is the mean of fewer repeats than others' comes after those.
+        """
         scored = [trial for trial in self.trials if trial.score is not None and trial.status != "failed"]
         return sorted(scored, key=_rank)
 
@@ -198,6 +212,6 @@ def repeat_folder(index: int) -> str:
     return f"repeat{index}"
 
 
-def _rank(trial: Trial) -> tuple[float, bool, int, str]:
+def _rank(trial: Trial) -> tuple[int, float, bool, int, str]:
     assert trial.score is not None
-    return (trial.score, trial.origin != DEFAULTS, trial.trainable_parameters or 0, trial.id)
+    return (-len(trial.scores), trial.score, trial.origin != DEFAULTS, trial.trainable_parameters or 0, trial.id)

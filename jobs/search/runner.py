@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jobs.stopping import StopSignals
-from service.errors import WhisperJobsError
+from service.errors import InfeasibleError, WhisperJobsError
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -152,10 +152,14 @@ def _train_in_workers(run: TrialRun, say: Callable[[Event], None], signals: Stop
         say({"event": "notice", "text": text})
 
     with _events(say) as events:
-        resources = resources_for(run.spec)
-        wait = functools.partial(require_resources, run.spec, local=False, tell=tell, check=signals.check)
-        # The search has made sure of the room for its trials; it is waited for only after a loss.
-        job = Run(run.spec, run.root, events, resources, signals, wait)
+
+        def wait() -> Any:
+            # After a loss. Other trials may hold the room: that is no reason to end.
+            while True:
+                with contextlib.suppress(InfeasibleError):
+                    return require_resources(run.spec, local=False, tell=tell, check=signals.check)
+
+        job = Run(run.spec, run.root, events, resources_for(run.spec), signals, wait)
         return train_on_ray(job, run.revision, run.data, trial=True)
 
 

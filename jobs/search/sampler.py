@@ -6,6 +6,7 @@ Ray Tune's own OptunaSearch. No configuration is tried twice.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import warnings
@@ -19,14 +20,15 @@ from ray.tune.search.optuna import OptunaSearch
 
 from jobs.search.here import Here
 from jobs.search.ledger import DEFAULTS, Ledger
+from jobs.search.ledger import trial_id as name_of
 from service.spec.job import JobSpec
 from service.spec.search import Dimension
 from service.spec.space import Point, defaults, draw, grid, job_at, planned_trials, random_point
 
 SCORE = "score"
 
-_TRIES = 200
-"""Draws of a point that was tried already, after which a space counts as exhausted."""
+_TRIES = 500
+"""Draws in a row of points that were tried already, after which a space counts as exhausted."""
 
 
 class Points(Here, Searcher):
@@ -47,7 +49,7 @@ class Points(Here, Searcher):
     def suggest(self, trial_id: str) -> Any:
         """See Searcher: {"number": n}, or FINISHED."""
         number = self._next
-        if number >= self._planned:
+        if number >= self._planned or self._ledger.closed:
             return Searcher.FINISHED
         if number == 0:
             self._ledger.begin(0, DEFAULTS, defaults(self._spec), {})
@@ -75,18 +77,19 @@ class Points(Here, Searcher):
 
     def _propose(self, trial_id: str, number: int) -> tuple[Point, dict[str, Any]] | None:
         """The point of a trial and its sampler's own names for it; None: there is none left."""
-        kept = list(self._ledger.entries.values())
-        if number < len(kept):
-            return kept[number].trial.settings, kept[number].params
-        point = next((point for point in self._source if not self._tried(point)), None)
-        return None if point is None else (point, {})
+        if kept := self._ledger.entries.get(name_of(number)):
+            return kept.trial.settings, kept.params
+        for _, point in zip(range(_TRIES + len(self._ledger.entries)), self._source, strict=False):
+            if not self._tried(point):
+                return point, {}
+        return None
 
     def _proposals(self) -> Iterator[Point]:
         if self._spec.search.sampler == "grid":
             yield from grid(self._spec)
             return
         # Each draw is a function of its number, so that a search that goes on draws as one that was never stopped.
-        yield from (random_point(self._spec, draw_number) for draw_number in range(1, self._planned + _TRIES))
+        yield from (random_point(self._spec, draw_number) for draw_number in itertools.count(1))
 
     def _tried(self, point: Point) -> bool:
         """Whether a trial has trained just so; settings whose condition does not hold are `training`'s own."""
@@ -127,7 +130,7 @@ class Learner(Points):
             self._optuna.on_trial_complete(trial_id, None if failed else result, error=failed)
 
     def _propose(self, trial_id: str, number: int) -> tuple[Point, dict[str, Any]] | None:
-        known = number < len(self._ledger.entries)
+        known = name_of(number) in self._ledger.entries
         for turn in range(_TRIES):
             name = trial_id if known or turn == 0 else f"{trial_id}-{turn}"
             found = self._optuna.suggest(name)

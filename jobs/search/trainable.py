@@ -1,4 +1,4 @@
-"""A trial as Ray Tune sees it: each step waits for the next result. One process runs many, one after the other."""
+"""A trial as Ray Tune sees it: each step waits for the next result."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from ray import tune
 from jobs.cluster import StopFlag
 from jobs.search.ledger import trial_id
 from jobs.search.runner import runner_for
+from jobs.search.sampler import SCORE
 from jobs.search.trial import Result, TrialPlan, results
 from service.spec.job import JobSpec
 
 
 class TrialActor(tune.Trainable):
-    """The light driver of trials. `stop` and `reset` end the training that is under way."""
+    """The light driver of a trial. `stop` ends the training that is under way."""
 
     def setup(self, config: dict[str, Any], plan: TrialPlan | None = None, bell: Any = None) -> None:
         """See Trainable.
@@ -26,23 +27,21 @@ class TrialActor(tune.Trainable):
             bell: the job's StopBell actor.
         """
         assert plan is not None
-        self._plan, self._flag = plan, StopFlag(bell)
-        self._runner = runner_for(JobSpec.model_validate_json(plan.spec))
-        self._begin(config)
+        spec = JobSpec.model_validate_json(plan.spec)
+        self._evaluations = spec.search.evaluations
+        trial = trial_id(config["number"])
+        self._results: Generator[Result] = results(plan, trial, runner_for(spec), StopFlag(bell).is_set)
 
     def step(self) -> dict[str, Any]:
         """See Trainable."""
         result = next(self._results)
-        told: dict[str, Any] = {"evaluation": result.evaluation, "result": result, "done": result.status != "running"}
-        if result.score is not None and result.status not in ("failed", "interrupted"):
-            told["score"] = result.score
+        ends = result.status != "running"
+        told: dict[str, Any] = {"evaluation": result.evaluation, "result": result, "done": ends}
+        # Schedulers judge by the first run, before its end; the sampler learns what a trial has come to.
+        judged = 0 < result.evaluation < self._evaluations
+        if result.score is not None and (result.status in ("finished", "stopped") or (judged and not ends)):
+            told[SCORE] = result.score
         return told
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """See Trainable: another trial, in the same process."""
-        self.cleanup()
-        self._begin(new_config)
-        return True
 
     def cleanup(self) -> None:
         """See Trainable."""
@@ -54,7 +53,3 @@ class TrialActor(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """See Trainable."""
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        trial = trial_id(config["number"])
-        self._results: Generator[Result] = results(self._plan, trial, self._runner, self._flag.is_set)

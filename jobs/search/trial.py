@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from jobs.failures import GO_ON
 from jobs.search.ledger import ENDED, folder_of, read_entry, repeat_folder
 from jobs.search.runner import Event, TrialRun, TrialRunner
 from service.artifacts import EVENTS
 from service.errors import (
+    Fault,
+    InputError,
     InputLostError,
     JobFailedError,
     NotFoundError,
@@ -74,7 +77,8 @@ class Result:
 
     Attributes:
         score: the best value of the metric so far, the mean over the repeats that are done; None: there is none.
-        evaluation: 1, 2, ... of `search.evaluations`: what schedulers count by. Repeats come after the last one.
+        evaluation: 1, 2, ... of `search.evaluations`: what schedulers count by. Repeats come after the last one; 0: it
+            tells of something else.
         entries: evaluations that were not told yet.
         status: `running`, `finished`, `failed`, or `interrupted`: to be gone on with.
         cause: why it has failed.
@@ -105,7 +109,13 @@ def results(
     Raises:
         StoppedError: the trial's node is taken away; it goes on elsewhere.
     """
-    return _Trial(plan, trial, runner, stopping).results()
+    try:
+        found = _Trial(plan, trial, runner, stopping)
+    except NotFoundError:
+        way_out = "is not seen on every node; give a folder that all nodes share as outdir or storage.uri"
+        yield Result(None, 0, status="interrupted", fatal=InputError([Fault(plan.root, way_out)]))
+        return
+    yield from found.results()
 
 
 class _Trial:
@@ -116,7 +126,8 @@ class _Trial:
         self._root = Storage(self._job_root.path(folder_of(trial)))
         self._row = read_entry(self._job_root, trial).trial
         self._told = list(self._row.evaluations)
-        self._began, self._before_s = time.monotonic(), self._row.seconds
+        self._began: float | None = None
+        self._before_s = self._row.seconds
         self._facts: dict[str, Any] = {}
         self._curves = Curves(self._root)
 
@@ -126,16 +137,21 @@ class _Trial:
         yield from self._replayed()
         if self._row.status in ENDED:
             return
+        if self._stopping():
+            yield self._result(0, status="interrupted")
+            return
         try:
             for repeat in range(repeats):
                 if not self._is_done(repeat):
                     yield from self._run(repeat)
                 status = "finished" if repeat == repeats - 1 else "running"
                 yield self._result(self._spec.search.evaluations + repeat, status=status)
+                if repeat:
+                    self._root.remove(repeat_folder(repeat))
         except OF_ALL as error:
             yield self._result(0, status="interrupted", fatal=error)
         except OF_THE_TRIAL as error:
-            yield self._result(0, status="failed", cause=str(error))
+            yield self._result(0, status="failed", cause=str(error).removesuffix(GO_ON).strip())
         except StoppedError:
             if not self._stopping():
                 raise
@@ -148,25 +164,33 @@ class _Trial:
     def _replayed(self) -> Generator[Result]:
         """What the record holds, told again, for a scheduler and a sampler that begin anew."""
         first = [each for each in self._told if each.seed == self._spec.training.seed]
+        has_ended, last = self._row.status in ENDED, first[-1].number if first else 0
         for each in first:
-            yield Result(each.score, each.number, [], facts={"seconds": self._row.seconds})
-        if self._row.status in ENDED:
-            last = self._spec.search.evaluations + self._spec.search.repeats
-            yield Result(self._row.score, last, [], status=self._row.status, cause=self._row.cause)
+            if each.step < self._steps and not (has_ended and each is first[-1]):
+                yield Result(each.score, each.number)
+        if self._row.status == "finished":
+            last = self._spec.search.evaluations + self._spec.search.repeats - 1
+        if has_ended:
+            yield Result(self._row.score, last, status=self._row.status, cause=self._row.cause)
 
     def _run(self, repeat: int) -> Generator[Result]:
         """One training; the first one's evaluations are told as they come, but for the last: it counts at its end."""
         job = job_of(self._spec, self._row.settings, self._plan.rows, repeat)
-        steps = steps_of(job, self._plan.rows)
         root = Storage(self._root.path(repeat_folder(repeat))) if repeat else self._root
         events = self._runner.events(TrialRun(job, root, self._job_root, self._plan.revision), self._stopping)
         try:
             for event in events:
+                self._began = self._began or time.monotonic()
                 if not repeat:
                     self._curves.take(event)
+                if event["event"] == "model":  # waiting for room is over
+                    found = self._evaluations(event, job)
+                    self._told += found
+                    yield self._result(0)
+                    continue
                 for each in self._evaluations(event, job):
                     self._told.append(each)
-                    if not repeat and each.step < steps:
+                    if not repeat and each.step < self._steps:
                         self._curves.keep()
                         yield self._result(each.number)
         finally:
@@ -197,13 +221,18 @@ class _Trial:
         return new
 
     def _is_done(self, repeat: int) -> bool:
-        steps = steps_of(job_at(self._spec, self._row.settings), self._plan.rows)
         seed = self._spec.training.seed + repeat
-        return any(each.seed == seed and each.step == steps for each in self._told)
+        return any(each.seed == seed and each.step == self._steps for each in self._told)
+
+    @property
+    def _steps(self) -> int:
+        """Of the whole schedule."""
+        return steps_of(job_at(self._spec, self._row.settings), self._plan.rows)
 
     @property
     def _seconds(self) -> float:
-        return round(self._before_s + time.monotonic() - self._began, 2)
+        """That it has worked; waiting for room is no work."""
+        return round(self._before_s + (time.monotonic() - self._began if self._began else 0.0), 2)
 
     def _scores(self) -> list[float]:
         """The best value of each repeat that has one."""
@@ -235,7 +264,11 @@ class Curves:
         self._kept = len(self._lines)
 
     def take(self, event: Event) -> None:
-        """Note an event, if it is of a kind that is kept."""
+        """Note an event, if it is of a kind that is kept; a training that goes on from a step does later ones anew."""
+        if event["event"] == "model":
+            begun = event["resumed_from_step"]
+            self._lines = [line for line in self._lines if json.loads(line).get("step", 0) <= begun]
+            self._kept = -1
         if event["event"] in _KEPT_EVENTS or (event["event"] == "step" and event.get("logged")):
             kept = {key: value for key, value in event.items() if key not in ("logged", "history")}
             stamp = {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
@@ -243,7 +276,7 @@ class Curves:
 
     def keep(self) -> None:
         """Write them."""
-        if len(self._lines) > self._kept:
+        if len(self._lines) != self._kept:
             self._root.write_text(EVENTS, "\n".join(self._lines) + "\n")
             self._kept = len(self._lines)
 

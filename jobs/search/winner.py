@@ -6,13 +6,11 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-from rich.markup import escape
-
 from jobs.job import Job
 from jobs.kinds.training import fine_tune
-from jobs.search.ledger import DEFAULTS, Ledger, folder_of
+from jobs.search.ledger import DEFAULTS, Ledger, folder_of, repeat_folder
 from jobs.search.trial import OF_ALL, OF_THE_TRIAL, job_of, read_curves
-from service.artifacts import ADAPTER, BASE_LINES, CHECKPOINTS, FINALISTS, TUNED_LINES, WINNER
+from service.artifacts import ADAPTER, BASE_LINES, CHECKPOINTS, EVALUATION, FINALISTS, TUNED_LINES, WINNER
 from service.errors import JobFailedError, WhisperJobsError
 from service.spec.job import JobSpec
 from service.spec.space import words_of
@@ -54,8 +52,7 @@ def take_to_the_end(job: Job, ledger: Ledger, rows: int, revision: str | None) -
             raise
         except OF_THE_TRIAL as error:
             last = error
-            text = f"[yellow]warning[/yellow]: {trial.id} failed on its way to the end: {escape(str(error))}"
-            job.events.emit({"event": "notice", "text": text})
+            ledger.fail(trial.id, f"on its way to the end: {error}")
     if not finished:
         raise last or JobFailedError("search: no trial could be taken to its end")
     return min(finished, key=lambda pair: pair[1]["tuned"]["wer"])
@@ -64,16 +61,14 @@ def take_to_the_end(job: Job, ledger: Ledger, rows: int, revision: str | None) -
 def ship(job: Job, ledger: Ledger, winner: Trial, rows: int) -> None:
     """Put the winner's files where a train job has them, its train job beside them, and the others' adapters aside."""
     made_by = final_job(job, winner, rows)
-    if not job.root.exists(ADAPTER):
-        _copy_folder(_root_of(job, winner), ADAPTER, job.root, ADAPTER)
+    _copy_folder(_root_of(job, winner), ADAPTER, job.root, ADAPTER)
     job.root.write_bytes(TUNED_LINES, _root_of(job, winner).read_bytes(TUNED_LINES))
     for trial in ledger.trials:
-        if trial.final is not None and trial.id != winner.id and not job.root.exists(f"{FINALISTS}/{trial.id}"):
+        if trial.final is not None and trial.id != winner.id:
             _copy_folder(_root_of(job, trial), ADAPTER, job.root, f"{FINALISTS}/{trial.id}")
     alone = made_by.training.model_copy(update={"outdir": None})
     job.root.write_text(WINNER, made_by.model_copy(update={"training": alone, "name": winner_name(job)}).to_json())
-    for event in read_curves(job.root, winner.id):
-        job.recorder.keep({**event, "trial": winner.id})
+    job.recorder.keep_once([{**event, "trial": winner.id} for event in read_curves(job.root, winner.id)])
 
 
 def winner_name(job: Job) -> str:
@@ -84,7 +79,8 @@ def winner_name(job: Job) -> str:
 def clean_up(job: Job, ledger: Ledger) -> None:
     """Remove what no one goes on from any more: of trials only their records and curves stay."""
     for trial in ledger.trials:
-        for name in (CHECKPOINTS, ADAPTER, "evaluation", FINAL):
+        repeats = map(repeat_folder, range(1, job.spec.search.repeats))
+        for name in (CHECKPOINTS, ADAPTER, EVALUATION, FINAL, *repeats):
             job.root.remove(f"{folder_of(trial.id)}/{name}")
 
 
@@ -98,8 +94,8 @@ def verdict_of(ledger: Ledger, winner: Trial) -> str:
     if winner.origin == DEFAULTS:
         return f"none of the {others} other configurations beats the defaults: WER {wer}, {untuned}"
     text = f"{winner.id} wins ({words_of(winner.settings)}): WER {wer}, {untuned}"
-    if first is None or first.score is None:
-        return f"{text}; the defaults were not scored"
+    if first is None or first.score is None or first.status == "failed":
+        return f"{text}; the defaults {'failed' if first and first.status == 'failed' else 'were not scored'}"
     metric = ledger.spec.evaluation.metric
     best = f"{first.score:.1%}" if metric == "wer" else f"{first.score:.3f} in loss"
     return f"{text}, the defaults {best} in {'their trial' if first.status == 'finished' else 'a trial ended early'}"
@@ -109,9 +105,13 @@ def _finish(job: Job, trial: Trial, rows: int, revision: str | None) -> dict[str
     root, spec = _root_of(job, trial), final_job(job, trial, rows)
     how = f"training {trial.id} anew" if job.spec.search.final_epochs else f"taking {trial.id} to the end"
 
+    # Where trials train in processes of their own, those have had CPUs and GPUs that this one has not: one worker has.
+    workers = max(1, spec.resources.workers)
+    placed = spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": workers})})
+
     def work() -> dict[str, Any]:
         root.write_bytes(BASE_LINES, job.root.read_bytes(BASE_LINES))
-        return fine_tune(replace(job, spec=spec, root=root), revision, job.root)
+        return fine_tune(replace(job, spec=placed, root=root), revision, job.root)
 
     return job.stages.run(f"train-{trial.id}", f"{how}: {words_of(trial.settings)}", work)
 

@@ -7,9 +7,11 @@ checkpoint of their last step first (`jobs.train.moves`).
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from jobs.job import Run
 
 _POLL_S = 0.2
+_SWEEP_EVERY_S = 5.0
 
 
 class RaySession:
@@ -139,8 +142,11 @@ def _fit(job: Run, trainer: TorchTrainer, moves: Moves) -> None:
     job.events.forget_signs_of_life()
     ray.get(job.events.bell.reset.remote())
     thread.start()
-    told = False
+    told, swept = False, -math.inf
     while thread.is_alive():
+        if job.events.silent_s is None and time.monotonic() - swept > _SWEEP_EVERY_S:
+            swept = time.monotonic()
+            release_placement_groups()  # of trainings that this job has given up, in whose place it may wait
         thread.join(_POLL_S)
         if job.signals.asked and not told:
             if job.events.silent_s is None:

@@ -16,13 +16,26 @@ from service.spec.findings import Finding, Findings, advice
 from service.spec.job import JobSpec
 from service.spec.search import Dimension
 from service.spec.settings import FLAT, nearest
-from service.spec.space import FIXED, Point, job_at, planned_trials, rests_on, space_of, value_words, walk, words_of
+from service.spec.space import (
+    DEFAULT_TRIALS,
+    FIXED,
+    Point,
+    job_at,
+    planned_trials,
+    rests_on,
+    space_of,
+    value_words,
+    walk,
+    words_of,
+)
 from service.spec.training import TrainingConfig
 
 SPACE = "search.space"
 
 MOST_POINTS = 300
 """A space of so many points is checked whole; of a larger one so many are drawn, after all pairs of values."""
+
+MOST_IN_A_GRID = 10_000
 
 Check = Callable[[JobSpec], Findings]
 
@@ -71,11 +84,15 @@ def search_findings(spec: JobSpec) -> Findings:
         if ranges:
             text = f"needs values that can be listed, and {', '.join(ranges)} is a range; give a choice of values"
             yield Finding(("search.sampler", SPACE), text, search.sampler)
+        elif math.prod(len(dimension.options) for dimension in space_of(spec).values()) > MOST_IN_A_GRID:
+            text = f"is of over {MOST_IN_A_GRID:,} points; leave some out, or take sampler random or tpe"
+            yield Finding((SPACE, "search.sampler"), text)
         elif not any(_dimension_findings(spec)) and search.trials and search.trials < planned_trials(spec):
             text = f"is less than the grid's {planned_trials(spec)} points, defaults included; leave it out"
             yield Finding(("search.trials", SPACE, "search.sampler"), text, search.trials)
-    if search.top_k > 1 and search.trials and search.top_k > search.trials:
-        yield Finding(("search.top_k", "search.trials"), f"is more than the {search.trials} trials", search.top_k)
+    trials = search.trials or (DEFAULT_TRIALS if search.sampler != "grid" else None)
+    if trials and search.top_k > trials:
+        yield Finding(("search.top_k", "search.trials"), f"is more than the {trials} trials", search.top_k)
     if search.grace > search.evaluations:
         text = f"is more than search.evaluations ({search.evaluations}): no trial would be ended early; lower it"
         yield Finding(("search.grace", "search.evaluations"), text, search.grace)
@@ -111,11 +128,19 @@ def _dimension_findings(spec: JobSpec) -> Findings:
                 hint = f"; did you mean {close[0]}?" if close else ""
                 yield Finding((SPACE,), f"lets {name} depend on {other}, which is no setting of training{hint}")
         for other, values in dimension.conditions.items():
-            if other in space and space[other].kind == "choice" and not any(v in space[other].options for v in values):
+            if other in TrainingConfig.model_fields and not _can_be(spec, other, values):
                 text = f"draws {name} only when {other} is {' or '.join(map(value_words, values))}, which it never is"
                 yield Finding((SPACE,), text)
     if circle := _circle(space):
         yield Finding((SPACE,), f"holds settings that depend on each other in a circle: {', '.join(circle)}")
+
+
+def _can_be(spec: JobSpec, name: str, values: Sequence[Any]) -> bool:
+    """Whether a setting is one of some values at any point."""
+    dimension = space_of(spec).get(name)
+    if dimension is None:
+        return getattr(spec.training, name) in values
+    return dimension.kind != "choice" or any(value in dimension.options for value in values)
 
 
 def _value_findings(name: str, dimension: Dimension) -> Findings:
@@ -154,14 +179,14 @@ def telling_points(spec: JobSpec) -> Iterator[Point]:
         yield from walk(spec, lambda name, dimension: _telling(dimension))
         return
     for pair in itertools.combinations(space, 2):
-        yield from walk(spec, partial(_of_a_pair, pair))
+        yield from walk(spec, partial(_of_some, set(pair).union(*(rests_on(space, name) for name in pair))))
     generator = random.Random(0)
     for _ in range(MOST_POINTS):
         yield next(walk(spec, lambda name, dimension: [generator.choice(_telling(dimension))]))
 
 
-def _of_a_pair(pair: tuple[str, str], name: str, dimension: Dimension) -> Sequence[Any]:
-    return _telling(dimension)[: None if name in pair else 1]
+def _of_some(names: set[str], name: str, dimension: Dimension) -> Sequence[Any]:
+    return _telling(dimension)[: None if name in names else 1]
 
 
 def _telling(dimension: Dimension) -> Sequence[Any]:

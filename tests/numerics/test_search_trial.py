@@ -77,7 +77,9 @@ def test_a_trial_learns_what_its_configuration_learns_alone(search: Callable[...
     spec = search()
     ledger = begun(spec)
     found = list(told(spec, ledger))
-    assert [result.status for result in found] == ["running", "running", "running", "finished"]
+    assert [(result.evaluation, result.status) for result in found] == [
+        (0, "running"), (1, "running"), (2, "running"), (3, "running"), (4, "finished"),
+    ]  # fmt: skip
     assert [each.number for each in ledger.trials[0].evaluations] == [1, 2, 3, 4]
     result, folder = alone(spec, tmp_path / "alone")
     history = result["training"]["history"]
@@ -96,7 +98,7 @@ def test_a_trial_that_is_cut_off_goes_on_to_the_same_bits(
     spec = search()
     ledger = begun(spec)
     stream = told(spec, ledger)
-    for _ in range(after):
+    for _ in range(1 + after):
         next(stream)
     stream.close()
     again = begun(spec)
@@ -131,7 +133,7 @@ def test_a_finished_trial_is_only_told_again(search: Callable[..., JobSpec]) -> 
     runner = Counting()
     again = list(told(spec, begun(spec), runner))
     assert runner.runs == 0
-    assert [(r.evaluation, r.score) for r in again[:3]] == [(r.evaluation, r.score) for r in first[:3]]
+    assert [(r.evaluation, r.score) for r in again] == [(r.evaluation, r.score) for r in first[1:]]
     assert (again[-1].status, again[-1].score) == ("finished", first[-1].score)
 
 
@@ -139,7 +141,7 @@ def test_repeats_are_runs_with_other_seeds_scored_by_their_mean(search: Callable
     spec = search(repeats=3)
     ledger = begun(spec)
     found = list(told(spec, ledger))
-    assert [result.evaluation for result in found] == [1, 2, 3, 4, 5, 6]
+    assert [result.evaluation for result in found] == [0, 1, 2, 3, 4, 0, 5, 0, 6]
     best = []
     for repeat in range(3):
         result, _ = alone(spec, tmp_path / f"alone{repeat}", repeat)
@@ -148,13 +150,14 @@ def test_repeats_are_runs_with_other_seeds_scored_by_their_mean(search: Callable
     assert row.scores == best
     assert row.score == pytest.approx(sum(best) / 3)
     assert {each.seed for each in row.evaluations} == {42, 43, 44}
-    assert found[3].score == best[0], "schedulers see the first run alone"
+    assert found[4].score == best[0], "the first run alone, until the others are done"
+    assert not list((Path(spec.root) / folder_of("t000")).glob("repeat*")), "their checkpoints are removed"
 
 
 def test_a_repeat_that_is_cut_off_leaves_the_others_alone(search: Callable[..., JobSpec]) -> None:
     spec = search(repeats=2)
     stream = told(spec, begun(spec))
-    for _ in range(4):
+    for _ in range(5):
         next(stream)
     stream.close()
     runner = Counting()
@@ -190,10 +193,14 @@ def test_a_search_that_is_stopped_leaves_checkpoints_and_another_stop_is_passed_
     search: Callable[..., JobSpec],
 ) -> None:
     spec = search()
-    seen: list[Result] = []
-    *_, last = told(spec, begun(spec), stopping=lambda: len(seen) > 1 or seen.append(None) or False)  # type: ignore
+    steps = iter(range(9))
+    *_, last = told(spec, begun(spec), stopping=lambda: next(steps, 9) > 7)
     assert last.status == "interrupted"
     assert not last.fatal
+    checkpoints = Path(spec.root) / folder_of("t000") / "checkpoints"
+    assert [path.name for path in checkpoints.glob("checkpoint-*")], "it goes on from there"
+    (only,) = told(spec, begun(spec), Raising(AssertionError()), stopping=lambda: True)
+    assert only.status == "interrupted", "what has not begun does not begin"
     with pytest.raises(StoppedError):
         list(told(spec, begun(spec), Raising(StoppedError("the node is taken away"))))
 

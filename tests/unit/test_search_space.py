@@ -120,10 +120,28 @@ def test_a_condition_leaves_the_setting_to_training_where_it_does_not_hold() -> 
 
 def test_a_condition_on_what_is_not_searched_looks_at_training() -> None:
     space = {"lora_dropout": {"choice": [0.3], "when": {"freeze_encoder": True}}, "lora_r": [4]}
-    assert [set(point) for point in walk(search(space))] == [{"lora_r"}]
-    assert [set(point) for point in walk(search(space, **{"training.freeze_encoder": True}))] == [
-        {"lora_r", "lora_dropout"}
-    ]
+    spec = search(space, **{"training.freeze_encoder": True})
+    assert [set(point) for point in walk(spec)] == [{"lora_r", "lora_dropout"}]
+    (fault,) = faults(space)
+    assert "draws lora_dropout only when freeze_encoder is true, which it never is" in fault
+
+
+def test_numbers_in_quotes_are_numbers_and_a_value_counts_once() -> None:
+    space = {"lora_r": ["8", 16, "16"], "lora_alpha": {"times": "lora_r", "by": [2]}, "lr": ["1e-4", 1e-4, 5e-4]}
+    spec = search(space, sampler="grid")
+    assert spec.search.space is not None
+    assert (spec.search.space["lora_r"].choice, spec.search.space["lr"].choice) == ([8, 16], [1e-4, 5e-4])
+    assert {point["lora_alpha"] for point in walk(spec)} == {16, 32}
+    assert planned_trials(spec) == 5
+
+
+def test_a_fault_under_a_condition_is_found_in_a_large_space() -> None:
+    ranks = {"choice": [*range(8, 44, 2), 7], "when": {"use_dora": True}}
+    inits = {"lora_init": [True, False, "gaussian", "orthogonal"], "use_dora": [False, True]}
+    space = {"lora_r": ranks, **inits, "epochs": {"randint": [1, 9]}, "lr": {"loguniform": [1e-5, 1e-3]}}
+    (fault,) = faults(space)
+    assert "training.lora_r is odd" in fault
+    assert "use_dora true" in fault
 
 
 def test_lists_and_texts_are_values_too() -> None:
@@ -272,6 +290,11 @@ def test_ranks_that_an_initialisation_cannot_have_are_found() -> None:
         ({"sampler": "grid"}, "needs values that can be listed, and lr is a range"),
         ({"sampler": "grid", "trials": 3, "space": {"lora_r": [4, 8, 32]}}, "is less than the grid's 4 points"),
         ({"trials": 3, "top_k": 4}, "is more than the 3 trials"),
+        ({"top_k": 17}, "is more than the 16 trials"),
+        (
+            {"sampler": "grid", "space": {name: {"randint": [1, 99]} for name in ("lora_r", "lora_alpha", "epochs")}},
+            "is of over 10,000 points",
+        ),
         ({"grace": 5}, "is more than search.evaluations (4)"),
         ({"trials": 0}, "is too small"),
         ({"sampler": "bayes"}, "is not one of"),
