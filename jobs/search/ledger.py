@@ -75,10 +75,12 @@ class Ledger:
     """Seconds of earlier attempts."""
     closed: bool = False
     """Whether no more trials are to be begun."""
+    planned: int = 0
+    """How many there are to be; fewer where the space has no more points."""
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
-        self._planned = planned_trials(self.spec)
+        self.planned = planned_trials(self.spec)
         for name in sorted(self.root.folders(FOLDER), key=lambda name: (len(name), name)):
             if self.root.exists(f"{FOLDER}/{name}/trial.json"):
                 self.entries[name] = read_entry(self.root, name)
@@ -143,7 +145,7 @@ class Ledger:
                 seed=search.seed,
                 repeats=search.repeats,
                 evaluations=search.evaluations,
-                planned=self._planned,
+                planned=self.planned,
                 trials=[untuned, *self.trials],
                 seconds=round(self.seconds, 1),
                 gpu_hours=round(self.gpu_hours, 4),

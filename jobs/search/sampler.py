@@ -56,7 +56,7 @@ class Points(Here, Searcher):
         elif (found := self._propose(trial_id, number)) is not None:
             self._ledger.begin(number, self._spec.search.sampler, *found)
         else:
-            self._planned = number
+            self._planned = self._ledger.planned = number  # the space has no more points
             return Searcher.FINISHED
         self._next += 1
         self._numbers[trial_id] = number

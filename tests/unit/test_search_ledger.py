@@ -90,6 +90,7 @@ def test_a_small_space_is_tried_whole_and_then_ends(sampler: str, open_ledger: C
     ledger = open_ledger(spec)
     points = play(make_searcher(spec, ledger), ledger, 50)
     assert len(points) == 4
+    assert ledger.table().planned == 4
     assert {(p["lora_r"], p["use_dora"]) for p in points} == {(16, True), (16, False), (8, True), (8, False)}
 
 
