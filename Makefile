@@ -33,6 +33,7 @@ test: lint
 
 test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest tests/integration -m faults
 
 test-cluster: $(VENV)/.test
 	$(BIN)/python -m pytest -m cluster

@@ -76,8 +76,8 @@ def moments() -> list[Moment]:
 
 
 MOMENTS = moments()
-CHOSEN = (2, 4, 18, 29)
-"""What the ordinary test run has time for: controller, driver, a worker in a checkpoint, before manifest.json."""
+CHOSEN = (4, 18)
+"""What the ordinary test run has time for: the driver, and a worker in a checkpoint."""
 
 
 def spec_of(tiny: Path, tones: Path, root: Path, workers: int, dora: bool) -> JobSpec:
