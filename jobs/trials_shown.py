@@ -76,6 +76,8 @@ class TrialsShown:
         if event["status"] == "pending":
             self._say(f"{event['id']} begins: {escape(words_of(event['settings']))}")
             return
+        if event["status"] == "running" and event["score"] is None:
+            return  # its training has begun; it was told of already
         score = "" if event["score"] is None else f"  {score_words(event['score'], event['metric'])}"
         how = {"running": f"at {event['share']:.0%}"}.get(event["status"], event["status"])
         cause = f" ({escape(event['cause'])})" if event["cause"] else ""

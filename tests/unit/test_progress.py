@@ -148,6 +148,7 @@ def trial(number: int, status: str, score: float | None = None, done: int = 0, *
 def test_each_news_of_a_trial_is_a_line() -> None:
     screen = Screen()
     screen.show("trial", **trial(0, "pending"))
+    screen.show("trial", **trial(0, "running"))
     screen.show("trial", **trial(0, "running", 0.5))
     screen.show("trial", **trial(0, "stopped", 0.5, 1, cause="asha: at 50%"))
     screen.show("trial", **trial(1, "failed", None, 2, cause="the loss is [nan]"))
