@@ -1,5 +1,5 @@
 # make demo    set up, then run the main job on this machine: speech in, a better Whisper out
-# make demo-search  set up, then search for good settings with the data of the demo (six minutes)
+# make demo-search  set up, then search for good settings with the data of the demo (seven minutes)
 # make test    set up, then lint, type-check and test
 # make test-faults  set up, then kill, stop, starve and fill up jobs at every moment (half an hour)
 # make test-cluster  set up, then take nodes, networks, heads and stores away from jobs on clusters (a quarter of an hour)

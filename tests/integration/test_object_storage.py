@@ -15,6 +15,8 @@ from engine import job, run_engine, saved_adapter
 from objectstore import BUCKET, Keys, Proxy, Request, Server, at_random, wait_for
 from running import CLI, run, start, wait_until, write
 
+from service.spec.job import JobSpec
+
 pytestmark = pytest.mark.slow
 
 
@@ -130,3 +132,26 @@ def test_a_job_waits_out_a_store_that_is_away_for_a_while(
     assert process.returncode == 0, stderr
     assert len(proxy.faults()) == 6
     assert json.loads(stdout)["training"]["steps"] == 7
+
+
+@pytest.mark.faults
+def test_a_search_on_a_failing_store_ends_as_on_a_folder(
+    tiny: Path, tones: Path, tmp_path: Path, server: Server, proxy: Proxy, variables: dict[str, str]
+) -> None:
+    uri = f"s3://{BUCKET}/runs/search"
+    sections = {"resources": {"workers": 0}, "evaluation": {"metric": "loss", "max_new_tokens": 6, "bootstrap": 10}}
+    content = job(tiny, tones, tmp_path / "run", sections, epochs=4).model_dump(mode="json") | {"kind": "search"}
+    content["search"] = {"space": {"lora_r": [4, 8]}, "sampler": "grid", "scheduler": "none", "evaluations": 2}
+    found = {}
+    for root, environment in ((uri, variables), (str(tmp_path / "run"), {})):
+        content["training"]["outdir"] = root
+        arguments = ("--config", write(JobSpec.model_validate(content), tmp_path), "-o", "json")
+        found[root] = run(*arguments, variables=environment).json()
+        assert run("verify", root, program=CLI, variables=environment).code == 0
+    one, other = found.values()
+    assert [trial["score"] for trial in one["search"]["trials"]] == [t["score"] for t in other["search"]["trials"]]
+    assert (one["search"]["winner"], one["tuned"]) == (other["search"]["winner"], other["tuned"])
+    assert len(proxy.faults()) > 20
+    keys = server.keys("runs/search/")
+    assert not [key for key in keys if "checkpoint" in key or ".wj-" in key], "nothing is left that no one needs"
+    assert run("report", uri, "--out", tmp_path / "r.html", program=CLI, variables=variables).code == 0
