@@ -132,7 +132,7 @@ def _follow(job: Job, ledger: Ledger, watch: Watch, thread: threading.Thread) ->
             roomy = looked if groups_at_once(job.resources) else roomy
             if looked - roomy > job.spec.resources.wait_s:
                 error = InfeasibleError(f"{_NO_ROOM}, for {looked - roomy:.0f} s (resources.wait_s). {GO_ON}")
-                watch.end("there is no room for a trial any more", error)
+                watch.end("there is no room for a trial any more", error, patience_s=0)
 
 
 def _kept(method: Function) -> Function:
@@ -158,6 +158,7 @@ class Watch(Here, tune.Stopper, tune.Callback):
         self._spec, self._ledger = spec, ledger
         self._began = time.monotonic()
         self._ended: float | None = None
+        self._patience_s = _PATIENCE_S
         self._heard: dict[str, float] = {}
         """When each trial that runs was heard of last."""
         self._cleaner = ThreadPoolExecutor(1, thread_name_prefix="forget")
@@ -172,8 +173,15 @@ class Watch(Here, tune.Stopper, tune.Callback):
         """Seconds of this attempt."""
         return time.monotonic() - self._began
 
-    def end(self, reason: str, error: WhisperJobsError | None = None) -> None:
-        """Begin no more trials, and end those that run; with an error, the job with it."""
+    def end(self, reason: str, error: WhisperJobsError | None = None, patience_s: float = _PATIENCE_S) -> None:
+        """Begin no more trials, and end those that run; with an error, the job with it.
+
+        Args:
+            reason: why.
+            error: what the job ends with.
+            patience_s: how long trials may take to end by themselves.
+        """
+        self._patience_s = min(self._patience_s, patience_s)
         self.fatal = self.fatal or error
         self.reason = self.reason or reason
         self._ended = self._ended or time.monotonic()
@@ -196,7 +204,7 @@ class Watch(Here, tune.Stopper, tune.Callback):
             self.end(f"search.hours, {search.hours:g}, are over")
         if search.gpu_hours is not None and self._ledger.gpu_hours + self._running_gpu_hours() >= search.gpu_hours:
             self.end(f"search.gpu_hours, {search.gpu_hours:g}, are used up")
-        return self._ended is not None and time.monotonic() - self._ended > _PATIENCE_S
+        return self._ended is not None and time.monotonic() - self._ended > self._patience_s
 
     def _running_gpu_hours(self) -> float:
         """Of running trials since each was heard of last."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Opened
+from pages import Opened
 from reports import HOSTILE, many_utterances, metrics_of, utterance, write_run
 from reports import make_search as searched
 

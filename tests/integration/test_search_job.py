@@ -323,11 +323,11 @@ def test_trials_in_workers_chosen_by_tpe_and_ended_by_asha(spec_at: Callable[...
 def test_a_search_ends_when_its_time_is_over_and_ships_the_best_so_far(
     spec_at: Callable[..., JobSpec], tmp_path: Path
 ) -> None:
-    sections = {"training": {"epochs": 300}}
-    spec = spec_at(tmp_path, sections, **GRID | {"evaluations": 20}, hours=0.003, concurrent=1)
+    sections = {"training": {"epochs": 600}}
+    spec = spec_at(tmp_path, sections, **GRID | {"evaluations": 40}, hours=0.008, concurrent=1)
     metrics = submit(spec, tmp_path).json()
     found = Found(tmp_path / "root")
-    assert metrics["search"]["ended"] == "search.hours, 0.003, are over"
+    assert metrics["search"]["ended"] == "search.hours, 0.008, are over"
     assert len(found.trials) < 5
     assert all(trial.status in ("finished", "stopped") for trial in found.trials.values())
     assert verify(found.storage).problems == []
@@ -345,7 +345,7 @@ def test_a_search_that_is_stopped_leaves_checkpoints_and_goes_on(
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 4, stderr
     assert "The same command goes on with the others" in stderr
-    assert any(trial.status == "running" for trial in found.trials.values())
+    assert any(trial.status in ("pending", "running") for trial in found.trials.values())
     submit(spec, tmp_path).json()
     assert found.scores() == undisturbed.scores()
     assert same(found.adapter(), undisturbed.adapter())
