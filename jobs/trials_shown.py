@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from service.spec.space import value_words, words_of
+from service.trials import ENDED, score_text
 
-_ENDED = ("finished", "stopped", "failed")
 _ROWS = 16
 """Trials in the table; of more than that, those under way and the best."""
 
@@ -64,7 +64,7 @@ class TrialsShown:
         for column in ("trial", last["metric"].upper(), "done", *names, "status"):
             table.add_column(column, no_wrap=True)
         for row in rows[:_ROWS]:
-            score = "" if row["score"] is None else score_words(row["score"], row["metric"]).split()[1]
+            score = "" if row["score"] is None else score_text(row["score"], row["metric"])
             settings = [value_words(row["settings"][name]) if name in row["settings"] else "" for name in names]
             cells = [row["id"], score, f"{row['share']:.0%}", *settings, row["status"]]
             table.add_row(*map(Text, cells), style="bold" if row["id"] == last["best"] else "")
@@ -82,17 +82,17 @@ class TrialsShown:
         how = {"running": f"at {event['share']:.0%}"}.get(event["status"], event["status"])
         cause = f" ({escape(event['cause'])})" if event["cause"] else ""
         self._say(f"{event['id']} {how}{cause}{score}")
-        if event["status"] in _ENDED:
+        if event["status"] in ENDED:
             best = f"best {event['best']}: {score_words(event['best_score'], event['metric'])}" if event["best"] else ""
             self._count(event["done"], event["planned"], best)
 
 
 def score_words(value: float, metric: str) -> str:
     """`WER 12.3%`, or `loss 0.123`."""
-    return f"WER {value:.1%}" if metric == "wer" else f"loss {value:.3f}"
+    return f"{'WER' if metric == 'wer' else 'loss'} {score_text(value, metric)}"
 
 
 def _order(row: Event) -> tuple[bool, bool, float, str]:
     """Those under way first, then the best; what has failed last."""
-    ended = row["status"] in _ENDED
+    ended = row["status"] in ENDED
     return (ended, row["status"] == "failed", row["score"] if row["score"] is not None else float("inf"), row["id"])

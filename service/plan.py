@@ -16,7 +16,7 @@ from service.spec.paths import is_uri
 from service.spec.space import job_at, planned_trials, space_of, walk
 from service.spec.targets import PARTS, AdaptedModule, adapted_modules, in_encoder, saved_modules
 from service.spec.training import CHANGES_BASE, init_family
-from service.spec.whisper_dims import NotWhisperError, WhisperDims, dims_of
+from service.spec.whisper_dims import WhisperDims, known_dims
 from service.spec.whisper_modules import EMBEDDING, HEAD, modules, total_parameters
 
 _MOST_COUNTED = 100_000
@@ -131,7 +131,8 @@ def make_plan(spec: JobSpec) -> Plan:
         rows["guard"] = count_rows(spec.guard.csv)
     dims, search = known_dims(spec.training.base_model), None
     if spec.kind == "search":
-        search, spec = _plan_search(spec, rows["train"], dims), _largest(spec, rows["train"], dims)
+        largest = _largest(spec, rows["train"], dims)
+        search, spec = _plan_search(spec, largest, dims), largest
     schedule = make_schedule(spec, rows["train"]) if rows["train"] else None
     notes = _unknown_rows(rows) + _notes(spec, rows["train"], schedule)
     if search and dims:
@@ -149,7 +150,7 @@ def make_plan(spec: JobSpec) -> Plan:
     return Plan(kind, job_id, root, rows, schedule, adapter, memory, search, notes)
 
 
-def _plan_search(spec: JobSpec, rows: int | None, dims: WhisperDims | None) -> SearchPlan:
+def _plan_search(spec: JobSpec, largest: JobSpec, dims: WhisperDims | None) -> SearchPlan:
     search, space = spec.search, space_of(spec)
     finite = all(dimension.is_finite for dimension in space.values())
     count = sum(1 for _ in itertools.islice(walk(spec), _MOST_COUNTED + 1)) if finite else None
@@ -160,7 +161,7 @@ def _plan_search(spec: JobSpec, rows: int | None, dims: WhisperDims | None) -> S
         scheduler=search.scheduler,
         evaluations=search.evaluations,
         repeats=search.repeats,
-        trial_bytes=None if dims is None else trial_bytes(spec, trained_parameters(_largest(spec, rows, dims), dims)),
+        trial_bytes=None if dims is None else trial_bytes(spec, trained_parameters(largest, dims)),
     )
 
 
@@ -259,14 +260,6 @@ def _init_notes(spec: JobSpec, adapter: Adapter) -> list[str]:
             f"({adapter.published_parameters:,} parameters) and fits the untouched base"
         ]
     return []
-
-
-def known_dims(base_model: str) -> WhisperDims | None:
-    """The sizes of a model that is OpenAI's or at hand; None: it is neither."""
-    try:
-        return dims_of(base_model)
-    except NotWhisperError:
-        return None
 
 
 def _unknown_rows(rows: dict[str, int | None]) -> list[str]:

@@ -12,8 +12,14 @@ from service.errors import NotFoundError
 UNTUNED = "untuned"
 """Id of the row of the base model."""
 
+DEFAULTS = "defaults"
+"""Origin of the trial with the spec's own `training`."""
+
 Status = Literal["pending", "running", "finished", "stopped", "failed"]
 """`stopped`: the scheduler or a budget ended it before its schedule did."""
+
+ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
+"""Of a trial that is not gone on with."""
 
 
 class Record(BaseModel):
@@ -112,6 +118,11 @@ class Search(Record):
     ended: str | None = None
     seconds: float = 0.0
     gpu_hours: float = 0.0
+
+
+def score_text(value: float, metric: str) -> str:
+    """A score for people: `12.3%`, or a loss as `0.123`."""
+    return f"{value:.1%}" if metric == "wer" else f"{value:.3f}"
 
 
 def read_search(root: Files) -> Search:

@@ -10,7 +10,7 @@ from jobs.kinds.training import begin_training, finish_training
 from jobs.progress import seconds_text
 from service.artifacts import BASE_LINES, BaseModelRecord
 from service.spec.space import planned_trials, words_of
-from service.trials import Search, Trial
+from service.trials import ENDED, Search, Trial
 
 
 def search_job(job: Job) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _tell(job: Job, trial: Trial, search: Search) -> None:
     """Tell of a trial's row, and of how far the search is."""
     scored = [each for each in search.trials[1:] if each.score is not None and each.status != "failed"]
     best = min(scored, key=lambda each: float(each.score or 0.0), default=None)
-    done = sum(each.status in ("finished", "stopped", "failed") for each in search.trials[1:])
+    done = sum(each.status in ENDED for each in search.trials[1:])
     job.events.emit(
         {
             "event": "trial",

@@ -11,6 +11,7 @@ from jobs import tasks
 from jobs.job import Job, Run, describe, publish_job, warn_of_data
 from jobs.kinds.exports import MERGING, formats, make_exports
 from jobs.publish import promotion_reasons
+from jobs.train.here import train_here
 from service.artifacts import BaseModelRecord
 from service.errors import StoppedError
 from service.spec.job import JobSpec
@@ -52,19 +53,8 @@ def fine_tune(run: Run, revision: str | None, data: Storage) -> dict[str, Any]:
         from jobs.train.on_ray import train_on_ray
 
         return train_on_ray(run, revision, data)
-    from jobs.prepare import fetch_rows
-    from jobs.train.loop import TrainTask, train
-    from jobs.train.session import LocalSession
-
-    def stopping() -> bool:
-        run.signals.check_watched()
-        return run.signals.asked
-
-    session = LocalSession(run.events.emit, stopping=stopping)
-    train_rows, val_rows = (fetch_rows(data, name) for name in ("train", "val"))
-    task = TrainTask(run.spec, train_rows, val_rows, run.root.path(), revision)
     try:
-        return train(task, session)
+        return train_here(run.spec, run.root, data, revision, run.events.emit, run.signals)
     except StoppedError as error:
         raise run.signals.error(str(error)) from error
 

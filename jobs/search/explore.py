@@ -23,12 +23,13 @@ from jobs.cluster import as_user_error, groups_at_once, release_placement_groups
 from jobs.failures import GO_ON, explain
 from jobs.job import Job
 from jobs.search.here import Here
-from jobs.search.ledger import ENDED, Ledger, trial_id
+from jobs.search.ledger import Ledger, trial_id
 from jobs.search.sampler import SCORE, make_searcher
 from jobs.search.trainable import TrialActor
 from jobs.search.trial import Result, TrialPlan
 from service.errors import InfeasibleError, JobFailedError, WhisperJobsError
 from service.spec.job import JobSpec
+from service.trials import ENDED
 
 _POLL_S = 0.2
 _LOOK_EVERY_S = 5.0

@@ -17,11 +17,9 @@ from service.artifacts import CHECKPOINTS, SEARCH, TRIALS
 from service.spec.job import JobSpec
 from service.spec.space import Point, planned_trials
 from service.storage import Storage
-from service.trials import UNTUNED, Evaluation, Search, Status, Trial
+from service.trials import DEFAULTS, ENDED, UNTUNED, Evaluation, Search, Status, Trial
 
 FOLDER = f"{SEARCH}/trials"
-DEFAULTS = "defaults"
-ENDED = ("finished", "stopped", "failed")
 
 
 class Entry(BaseModel):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jobs.stopping import StopSignals
+from jobs.train.here import train_here
 from service.errors import InfeasibleError, WhisperJobsError
 from service.spec.job import JobSpec
 from service.storage import Storage
@@ -109,19 +110,10 @@ def _train_here(run: TrialRun, say: Callable[[Event], None], signals: StopSignal
     from accelerate.state import AcceleratorState
 
     from jobs.failures import explain
-    from jobs.prepare import fetch_rows
-    from jobs.train.loop import TrainTask, train
-    from jobs.train.session import LocalSession
 
-    def stopping() -> bool:
-        signals.check_watched()
-        return signals.asked
-
-    AcceleratorState._reset_state(reset_partial_state=True)  # this process trains many times
-    train_rows, val_rows = (fetch_rows(run.data, name) for name in ("train", "val"))
-    task = TrainTask(run.spec, train_rows, val_rows, run.root.path(), run.revision, trial=True)
+    AcceleratorState._reset_state(reset_partial_state=True)  # this process trains once per repeat
     try:
-        return train(task, LocalSession(say, stopping))
+        return train_here(run.spec, run.root, run.data, run.revision, say, signals, trial=True)
     except WhisperJobsError:
         raise
     except Exception as error:  # told apart by what they mean, as a worker's are

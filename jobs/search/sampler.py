@@ -19,11 +19,13 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from jobs.search.here import Here
-from jobs.search.ledger import DEFAULTS, Ledger
+from jobs.search.ledger import Ledger
 from jobs.search.ledger import trial_id as name_of
 from service.spec.job import JobSpec
 from service.spec.search import Dimension
 from service.spec.space import Point, defaults, draw, grid, job_at, planned_trials, random_point
+from service.spec.training import TrainingConfig
+from service.trials import DEFAULTS
 
 SCORE = "score"
 
@@ -44,6 +46,7 @@ class Points(Here, Searcher):
         self._spec, self._ledger = spec, ledger
         self._next, self._planned = 0, planned_trials(spec)
         self._numbers: dict[str, int] = {}
+        self._known: dict[str, TrainingConfig] = {}
         self._source = self._proposals()
 
     def suggest(self, trial_id: str) -> Any:
@@ -93,8 +96,13 @@ class Points(Here, Searcher):
 
     def _tried(self, point: Point) -> bool:
         """Whether a trial has trained just so; settings whose condition does not hold are `training`'s own."""
-        training = job_at(self._spec, point).training
-        return any(job_at(self._spec, trial.settings).training == training for trial in self._ledger.trials)
+        return job_at(self._spec, point).training in self._trainings().values()
+
+    def _trainings(self) -> dict[str, TrainingConfig]:
+        """What each trial trains with; a trial's point never changes."""
+        for trial in self._ledger.trials[len(self._known) :]:
+            self._known[trial.id] = job_at(self._spec, trial.settings).training
+        return self._known
 
 
 class Learner(Points):
@@ -145,7 +153,8 @@ class Learner(Points):
     def _tell_again(self, name: str, point: Point) -> None:
         """Answer a draw that repeats a trial with that trial's score, where there is one."""
         training = job_at(self._spec, point).training
-        scores = [t.score for t in self._ledger.trials if job_at(self._spec, t.settings).training == training]
+        known = self._trainings()
+        scores = [trial.score for trial in self._ledger.trials if known[trial.id] == training]
         score = next((score for score in scores if score is not None), None)
         self._optuna.on_trial_complete(name, None if score is None else {SCORE: score}, error=score is None)
 

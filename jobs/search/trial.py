@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.failures import GO_ON
-from jobs.search.ledger import ENDED, folder_of, read_entry, repeat_folder
+from jobs.search.ledger import folder_of, read_entry, repeat_folder
 from jobs.search.runner import Event, TrialRun, TrialRunner
 from service.artifacts import EVENTS
 from service.errors import (
@@ -30,7 +30,7 @@ from service.errors import (
 from service.spec.job import JobSpec
 from service.spec.space import job_at
 from service.storage import Storage
-from service.trials import Evaluation
+from service.trials import ENDED, Evaluation
 
 OF_THE_TRIAL = (JobFailedError, VerificationError, SpecError)
 """What ends a trial and not the search: another configuration may do better."""
@@ -126,6 +126,7 @@ class _Trial:
         self._root = Storage(self._job_root.path(folder_of(trial)))
         self._row = read_entry(self._job_root, trial).trial
         self._told = list(self._row.evaluations)
+        self._steps = steps_of(job_at(self._spec, self._row.settings), plan.rows)  # of the whole schedule
         self._began: float | None = None
         self._before_s = self._row.seconds
         self._facts: dict[str, Any] = {}
@@ -223,11 +224,6 @@ class _Trial:
     def _is_done(self, repeat: int) -> bool:
         seed = self._spec.training.seed + repeat
         return any(each.seed == seed and each.step == self._steps for each in self._told)
-
-    @property
-    def _steps(self) -> int:
-        """Of the whole schedule."""
-        return steps_of(job_at(self._spec, self._row.settings), self._plan.rows)
 
     @property
     def _seconds(self) -> float:

@@ -8,14 +8,14 @@ from typing import Any
 
 from jobs.job import Job
 from jobs.kinds.training import fine_tune
-from jobs.search.ledger import DEFAULTS, Ledger, folder_of, repeat_folder
+from jobs.search.ledger import Ledger, folder_of, repeat_folder
 from jobs.search.trial import OF_ALL, OF_THE_TRIAL, job_of, read_curves
 from service.artifacts import ADAPTER, BASE_LINES, CHECKPOINTS, EVALUATION, FINALISTS, TUNED_LINES, WINNER
 from service.errors import JobFailedError, WhisperJobsError
 from service.spec.job import JobSpec
 from service.spec.space import words_of
 from service.storage import Storage
-from service.trials import Trial
+from service.trials import DEFAULTS, Trial, score_text
 
 FINAL = "final"
 """Below a trial's folder: its training anew, where `search.final_epochs` asks for one."""
@@ -97,7 +97,7 @@ def verdict_of(ledger: Ledger, winner: Trial) -> str:
     if first is None or first.score is None or first.status == "failed":
         return f"{text}; the defaults {'failed' if first and first.status == 'failed' else 'were not scored'}"
     metric = ledger.spec.evaluation.metric
-    best = f"{first.score:.1%}" if metric == "wer" else f"{first.score:.3f} in loss"
+    best = score_text(first.score, metric) + ("" if metric == "wer" else " in loss")
     return f"{text}, the defaults {best} in {'their trial' if first.status == 'finished' else 'a trial ended early'}"
 
 

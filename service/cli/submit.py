@@ -270,7 +270,8 @@ def _upload(plan: UploadPlan) -> None:
 
 def _show_plan(loaded: LoadedSpec, *, upload: bool, gpu: str | None, prices: Path | None, output: str) -> int:
     from service.estimate import UTILISATION, estimate, read_prices
-    from service.plan import known_dims, make_plan
+    from service.plan import make_plan
+    from service.spec.whisper_dims import known_dims
 
     spec = loaded.spec
     plan = make_plan(spec)

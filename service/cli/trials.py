@@ -9,7 +9,7 @@ from service.cli.options import output_options
 from service.cli.output import print_json
 from service.cli.runs import opened_root
 from service.spec.space import value_words
-from service.trials import Search, Trial, read_search
+from service.trials import DEFAULTS, ENDED, Search, Trial, read_search, score_text
 
 _WIDTH = 160
 
@@ -53,7 +53,7 @@ def _print(search: Search) -> None:
     # A table that is cut or broken to the terminal's width cannot be read; one that is too wide can be scrolled.
     Console(highlight=False, soft_wrap=True, width=_WIDTH).print(table)
     running = sum(trial.status == "running" for trial in search.trials)
-    done = sum(trial.status in ("finished", "stopped", "failed") for trial in search.trials[1:])
+    done = sum(trial.status in ENDED for trial in search.trials[1:])
     facts = [("trials", f"{done} of {search.planned} done" + (f", {running} running" if running else ""))]
     facts += [("verdict", search.verdict)] if search.verdict else []
     shares = ", ".join(f"{name} {share:.0%}" for name, share in search.importance.items())
@@ -67,13 +67,11 @@ def _order(trial: Trial) -> tuple[bool, float, str]:
 
 
 def _name(trial: Trial) -> str:
-    return trial.id if trial.origin not in ("defaults",) else f"{trial.id} (defaults)"
+    return f"{trial.id} ({DEFAULTS})" if trial.origin == DEFAULTS else trial.id
 
 
 def _score(search: Search, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.1%}" if search.metric == "wer" else f"{value:.3f}"
+    return "" if value is None else score_text(value, search.metric)
 
 
 def _share(trial: Trial) -> str:

@@ -15,7 +15,7 @@ from service.spec.findings import Finding, Findings, advice
 from service.spec.job import JobSpec
 from service.spec.paths import MODELS, PATHS, is_stored, is_uri
 from service.spec.settings import nearest
-from service.spec.whisper_dims import OPENAI, NotWhisperError, WhisperDims, dims_of, is_folder
+from service.spec.whisper_dims import OPENAI, NotWhisperError, WhisperDims, dims_of, is_folder, known_dims
 from service.spec.whisper_modules import modules
 
 TRAINING = ("train", "search")
@@ -42,20 +42,13 @@ def findings(spec: JobSpec, *, check_files: bool = True) -> Findings:
     if trains(spec):
         yield from _base_model(spec, check_files=check_files)
     if spec.kind == "search":
-        yield from space_findings(spec, lambda job: _at_a_point(job, known_here(spec)))
+        dims = known_dims(spec.training.base_model)
+        yield from space_findings(spec, lambda job: _at_a_point(job, dims))
 
 
 def trains(spec: JobSpec) -> bool:
     """Whether the job fine-tunes a model."""
     return spec.kind in TRAINING
-
-
-def known_here(spec: JobSpec) -> WhisperDims | None:
-    """The sizes of the base model, where they are known without a network."""
-    try:
-        return dims_of(spec.training.base_model)
-    except NotWhisperError:
-        return None
 
 
 def _at_a_point(job: JobSpec, dims: WhisperDims | None) -> Findings:

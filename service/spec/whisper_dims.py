@@ -158,3 +158,11 @@ def _dims_in(folder: Path) -> WhisperDims:
         return WhisperDims.from_config(config)
     except ValueError as error:
         raise NotWhisperError(f"has a {CONFIG} that cannot be used: {error}") from None
+
+
+def known_dims(base_model: str) -> WhisperDims | None:
+    """The sizes of a model that is OpenAI's or at hand; None: it is neither."""
+    try:
+        return dims_of(base_model)
+    except NotWhisperError:
+        return None

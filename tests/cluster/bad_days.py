@@ -73,6 +73,13 @@ def hold(
     return process
 
 
+def replace_nodes(cluster: RayCluster, workers: int = 2) -> None:
+    """Have as many worker nodes of one CPU again, beside the head."""
+    while len(cluster.nodes) < workers:
+        cluster.add_node(1)
+    cluster.await_nodes(1 + workers)
+
+
 def node_of(cluster: RayCluster, pid: int) -> Node:
     """The worker node that a process is of."""
     (found,) = [node for node in cluster.nodes if pid in {one.pid for one in node.processes()}]

@@ -17,6 +17,7 @@ from bad_days import (
     hold,
     node_of,
     notices,
+    replace_nodes,
     said,
     spec_of,
     wait_until,
@@ -37,9 +38,7 @@ def cluster(faults: Faults) -> Iterator[RayCluster]:
 @pytest.fixture(autouse=True)
 def _two_nodes(cluster: RayCluster) -> None:
     """Replace what the test before has taken away."""
-    while len(cluster.nodes) < 2:
-        cluster.add_node(1)
-    cluster.await_nodes(3)
+    replace_nodes(cluster)
 
 
 def test_a_killed_node_that_is_replaced_costs_the_steps_since_the_last_checkpoint(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_days import begin, end, spec_of, wait_until
+from bad_days import begin, end, replace_nodes, spec_of, wait_until
 from clusters import RayCluster
 from engine import run_engine
 
@@ -32,9 +32,7 @@ def cluster() -> Iterator[RayCluster]:
 @pytest.fixture(autouse=True)
 def _two_nodes(cluster: RayCluster) -> None:
     """Replace what the test before has taken away."""
-    while len(cluster.nodes) < 2:
-        cluster.add_node(1)
-    cluster.await_nodes(3)
+    replace_nodes(cluster)
 
 
 def search_of(tiny: Path, tones: Path, root: Path, workers: int, **resources: Any) -> JobSpec:

@@ -214,14 +214,20 @@ def caught(found: Found) -> bool:
     return any(t.status == "finished" for t in trials) and any(t.status == "running" and t.evaluations for t in trials)
 
 
+def caught_under_way(spec_at: Callable[..., JobSpec], folder: Path) -> tuple[JobSpec, Found, subprocess.Popen[str]]:
+    """The search of `alone`, begun anew in another folder, at such a moment."""
+    spec, found = spec_at(folder, **GRID, top_k=2), Found(folder / "root")
+    process = start(*arguments(spec, folder))
+    wait_until(lambda: caught(found), process)
+    return spec, found, process
+
+
 def test_a_search_that_is_killed_twice_ends_as_one_left_alone(
     alone: tuple[JobSpec, Found, Finished], spec_at: Callable[..., JobSpec], tmp_path: Path
 ) -> None:
     """First all of its processes, then those of its trials: nothing is run twice, and the adapter is the same."""
     _, undisturbed, _ = alone
-    spec, found = spec_at(tmp_path, **GRID, top_k=2), Found(tmp_path / "root")
-    process = start(*arguments(spec, tmp_path))
-    wait_until(lambda: caught(found), process)
+    spec, found, process = caught_under_way(spec_at, tmp_path)
     children = psutil.Process(process.pid).children(recursive=True)
     for each in (psutil.Process(process.pid), *children):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -337,9 +343,7 @@ def test_a_search_that_is_stopped_leaves_checkpoints_and_goes_on(
     alone: tuple[JobSpec, Found, Finished], spec_at: Callable[..., JobSpec], tmp_path: Path
 ) -> None:
     _, undisturbed, _ = alone
-    spec, found = spec_at(tmp_path, **GRID, top_k=2), Found(tmp_path / "root")
-    process = start(*arguments(spec, tmp_path))
-    wait_until(lambda: caught(found), process)
+    spec, found, process = caught_under_way(spec_at, tmp_path)
     os.kill(process.pid, signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 4, stderr

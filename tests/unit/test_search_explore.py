@@ -13,13 +13,13 @@ from ray.cloudpickle import dumps, loads
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from jobs.search.explore import TIME, Watch, scheduler_of
-from jobs.search.ledger import DEFAULTS, Ledger, trial_id
+from jobs.search.ledger import Ledger, trial_id
 from jobs.search.sampler import SCORE, make_searcher
 from jobs.search.trial import Result
 from service.errors import InputLostError, StorageError
 from service.spec.job import JobSpec
 from service.storage import Storage
-from service.trials import Evaluation
+from service.trials import DEFAULTS, Evaluation
 
 
 def search(**settings: Any) -> JobSpec:

@@ -11,12 +11,12 @@ import pytest
 from ray.tune.search import Searcher
 
 from jobs.search.importance import importance_of
-from jobs.search.ledger import DEFAULTS, Ledger, folder_of, trial_id
+from jobs.search.ledger import Ledger, folder_of, trial_id
 from jobs.search.sampler import SCORE, Points, make_searcher
 from service.spec.job import JobSpec
 from service.spec.space import Point, defaults, job_at, random_point
 from service.storage import Storage
-from service.trials import Evaluation, Trial, read_search
+from service.trials import DEFAULTS, Evaluation, Trial, read_search
 
 SPACE = {
     "lora_r": [4, 8, 16, 32],
