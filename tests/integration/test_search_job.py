@@ -211,7 +211,8 @@ def caught(found: Found) -> bool:
     if not (found.root / "search/trials.json").exists():
         return False
     trials = list(found.trials.values())
-    return any(t.status == "finished" for t in trials) and any(t.status == "running" and t.evaluations for t in trials)
+    early = any(t.status == "running" and len(t.evaluations) == 1 for t in trials)  # far from its end
+    return early and any(t.status == "finished" for t in trials)
 
 
 def caught_under_way(spec_at: Callable[..., JobSpec], folder: Path) -> tuple[JobSpec, Found, subprocess.Popen[str]]:
@@ -265,7 +266,7 @@ def kill_trials(process: subprocess.Popen[str], found: Found, before: list[str])
 
     def under_way() -> bool:
         moved = [t for t in found.trials.values() if t.id not in before and t.status == "running"]
-        return any(len(trial.evaluations) > at.get(trial.id, 0) for trial in moved)
+        return any(at.get(trial.id, 0) < len(trial.evaluations) < GRID["evaluations"] for trial in moved)
 
     wait_until(under_way, process)
     trials = [each for each in psutil.Process(process.pid).children(recursive=True) if is_trial(each)]
