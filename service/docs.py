@@ -1,4 +1,4 @@
-"""The generated documents: `configs/schema.json` and `configs/SETTINGS.md`. `python -m service.docs [--check]`."""
+"""What is generated: `configs/schema.json`, `configs/SETTINGS.md`, manifests. `python -m service.docs [--check]`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from service.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, WhisperJobsError
+from service.kubernetes.generated import manifests
 from service.spec.job import JobSpec
 from service.spec.settings import FLAT, Setting, sections, settings
 from service.spec.training import TrainingConfig
@@ -140,6 +141,7 @@ def documents() -> dict[Path, str]:
     return {
         CONFIGS / "schema.json": json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n",
         CONFIGS / "SETTINGS.md": settings_markdown(),
+        **manifests(),
     }
 
 

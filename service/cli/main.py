@@ -33,6 +33,7 @@ COMMANDS = {
     "report": "service.cli.reports",
     "compare": "service.cli.reports",
     "manifest": "service.cli.manifests",
+    "k8s": "service.cli.k8s",
     "completion": "service.cli.completion",
 }
 """Where each command lives; its module is imported when it is called."""

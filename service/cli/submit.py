@@ -23,8 +23,10 @@ from service.cli.cluster import (
 )
 from service.cli.following import follow_on_screen, wait_quietly
 from service.cli.options import SpecCommand, SpecInput, output_options, spec_options
-from service.cli.output import print_json, print_plan, spec_as_yaml, transfer_bar, warn
+from service.cli.output import print_json, print_plan, spec_as_yaml, warn
+from service.cli.uploads import planned_uploads, send_uploads
 from service.errors import EXIT_DONE, Fault, InputError, NotFoundError, SpecError, StorageError
+from service.requirements import DISTRIBUTION
 from service.spec.job import JobSpec
 from service.spec.load import LoadedSpec
 from service.spec.paths import is_uri
@@ -98,7 +100,7 @@ def submit(
         require_cluster(api)
         from service.upload import spec_there
 
-        bring = _planned_uploads(loaded.spec) if upload else None
+        bring = planned_uploads(loaded.spec) if upload else None
         spec = spec_there(bring) if bring else loaded.spec
         return run_there(api, spec, bring=bring, overwrite=overwrite, mode=mode, reuse_name=reuse_name, output=output)
 
@@ -154,7 +156,7 @@ def run_there(
         output: form of the result.
     """
     from service.client.check import look, require_fit
-    from service.client.package import DISTRIBUTION, make_package
+    from service.client.package import make_package
     from service.client.submit import submit as submit_job
 
     package = make_package(spec.to_json())
@@ -165,7 +167,7 @@ def run_there(
         warn(f"{note['where']}: {note['message']}" for note in looked.notes)
         require_fit(looked, uploads=bring is not None)
         if bring:
-            _upload(bring)
+            send_uploads(bring)
 
     submission = submit_job(
         api,
@@ -258,16 +260,6 @@ def _hint(record: JobRecord) -> str:
     return f" ({record.root})" if record.root else ", or its spec to `whisper-jobs submit`"
 
 
-def _upload(plan: UploadPlan) -> None:
-    from service.storage import Storage
-    from service.upload import upload
-
-    click.echo(f"uploading to {plan.uri}: {plan.words()}", err=True)
-    if plan.new_files:
-        with transfer_bar("uploading") as progress:
-            upload(plan, Storage(plan.uri), progress)
-
-
 def _show_plan(loaded: LoadedSpec, *, upload: bool, gpu: str | None, prices: Path | None, output: str) -> int:
     from service.estimate import UTILISATION, estimate, read_prices
     from service.plan import make_plan
@@ -276,7 +268,7 @@ def _show_plan(loaded: LoadedSpec, *, upload: bool, gpu: str | None, prices: Pat
     spec = loaded.spec
     plan = make_plan(spec)
     expected = estimate(spec, plan, known_dims(spec.training.base_model), gpu, read_prices(prices) if prices else None)
-    uploads = _planned_uploads(spec, look=False) if upload else None
+    uploads = planned_uploads(spec, look=False) if upload else None
     if output == "json":
         facts: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "plan": plan.as_dict()}
         facts["warnings"] = loaded.warnings
@@ -305,30 +297,6 @@ def _show_plan(loaded: LoadedSpec, *, upload: bool, gpu: str | None, prices: Pat
     rows += [("uploads", uploads.words())] if uploads else []
     print_rows("", rows)
     return EXIT_DONE
-
-
-def _planned_uploads(spec: JobSpec, *, look: bool = True) -> UploadPlan:
-    """What an upload would bring.
-
-    Args:
-        spec: the job, as it reads from this machine.
-        look: whether the store must say what it has already; else it is asked if it answers.
-    """
-    from service.storage import Storage
-    from service.upload import plan_uploads, uploads_uri
-
-    uri = uploads_uri(spec)
-    storage = Storage(uri)
-    asked: Storage | None = storage
-    try:
-        storage.require_access(write=look)
-    except InputError as error:
-        if look:
-            raise
-        warn([f"what is there already is not known: {error}"])
-        asked = None
-    with transfer_bar("hashing") as progress:
-        return plan_uploads(spec, uri, asked, progress)
 
 
 def _about(hours: float) -> str:

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
 from service.client.api import Api
-from service.client.package import DISTRIBUTION, SPEC_FILE, Package, bring
+from service.client.package import SPEC_FILE, Package, bring
 from service.client.record import JobRecord, lines_of
 from service.errors import Fault, InfeasibleError, InputError, NotFoundError, UnreachableError
+from service.requirements import DISTRIBUTION, requirement
 from service.spec.paths import is_uri
 
 ERRANDS = "jobs.errands"
@@ -75,20 +75,19 @@ def require_fitting_ray(version: str) -> None:
     Raises:
         InfeasibleError: it is not.
     """
-    for line in importlib.metadata.requires(DISTRIBUTION) or []:
-        wanted = Requirement(line)
-        if wanted.name != "ray":
-            continue
-        try:
-            fits = wanted.specifier.contains(Version(version), prereleases=True)
-        except InvalidVersion:
-            fits = False
-        if not fits:
-            ours = importlib.metadata.version(DISTRIBUTION)
-            raise InfeasibleError(
-                f"the cluster has Ray {version}, and whisper-jobs {ours} works with Ray {wanted.specifier}: start the "
-                "cluster with such a Ray, or install another whisper-jobs here"
-            )
+    wanted = requirement("ray")
+    if wanted is None:
+        return
+    try:
+        fits = wanted.specifier.contains(Version(version), prereleases=True)
+    except InvalidVersion:
+        fits = False
+    if not fits:
+        ours = importlib.metadata.version(DISTRIBUTION)
+        raise InfeasibleError(
+            f"the cluster has Ray {version}, and whisper-jobs {ours} works with Ray {wanted.specifier}: start the "
+            "cluster with such a Ray, or install another whisper-jobs here"
+        )
 
 
 def look(api: Api, package: Package, *, with_spec: bool, brought: Sequence[str] = ()) -> Looked:

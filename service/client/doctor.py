@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from service.client.api import Api
 from service.client.check import BAD_INPUT, Looked, as_fault, look, require_fitting_ray
-from service.client.package import DISTRIBUTION, make_package
+from service.client.package import make_package
 from service.errors import EXIT_DONE, InfeasibleError, InputError, WhisperJobsError
+from service.requirements import DISTRIBUTION
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
 from service.storage import Storage

@@ -11,12 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from service.client.api import Api
+from service.requirements import DISTRIBUTION
 
-DISTRIBUTION = "whisper-jobs"
 SPEC_FILE = "spec.json"
 PACKAGES = ("service", "jobs")
 SUFFIXES = (".py", ".json", ".css", ".html", ".js")
-LEFT_OUT = ("jobs/demo/", "service/client/", "service/cli/")
+LEFT_OUT = ("jobs/demo/", "service/client/", "service/cli/", "service/kubernetes/")
 """What no job on a cluster needs: speech synthesis and a small Whisper, and this client."""
 
 _SAME_TIME = (1980, 1, 1, 0, 0, 0)
