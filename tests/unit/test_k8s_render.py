@@ -63,7 +63,12 @@ def some_spec(seed: int) -> tuple[JobSpec, RenderOptions]:
             "kind": kind,
             "name": draw.choice([None, name]),
             "training.base_model": draw.choice(
-                ["openai/whisper-tiny", "openai/whisper-large-v3-turbo", "someone/whisper-of-their-own", "s3://models/mine"]
+                [
+                    "openai/whisper-tiny",
+                    "openai/whisper-large-v3-turbo",
+                    "someone/whisper-of-their-own",
+                    "s3://models/mine",
+                ]
             ),
             "training.language": draw.choice(["en", "nl", None]),
             "training.use_dora": draw.choice([True, False]),
@@ -159,10 +164,25 @@ def test_a_name_becomes_one_that_kubernetes_takes(text: str, longest: int, label
         ({"resources__workers": 3}, 3, 1, 1),
         ({"resources__workers": 3, "resources__gpus_per_worker": 0}, 3, 1, 0),
         ({"resources__workers": 2, "resources__gpus_per_worker": 2}, 2, 1, 2),
-        ({"kind": "search", "search__concurrent": 5, "resources__gpus_per_worker": 0.25, "resources__cpus_per_worker": 1.5}, 2, 6, 1),
+        (
+            {
+                "kind": "search",
+                "search__concurrent": 5,
+                "resources__gpus_per_worker": 0.25,
+                "resources__cpus_per_worker": 1.5,
+            },
+            2,
+            6,
+            1,
+        ),
         ({"kind": "search", "search__concurrent": 4, "resources__workers": 2}, 8, 1, 1),
         ({"kind": "search", "search__concurrent": 4, "resources__workers": 0}, 4, 1, 1),
-        ({"kind": "search", "search__concurrent": 6, "resources__workers": 1, "resources__gpus_per_worker": 0.5}, 3, 2, 1),
+        (
+            {"kind": "search", "search__concurrent": 6, "resources__workers": 1, "resources__gpus_per_worker": 0.5},
+            3,
+            2,
+            1,
+        ),
         ({"kind": "search", "resources__workers": 1}, 1, 1, 1),
     ],
 )
@@ -189,9 +209,12 @@ def test_memory_grows_with_the_model_and_is_said_to_be_a_guess_for_an_unknown_on
 
     assert int(workers_of(small).memory[:-2]) < int(workers_of(large).memory[:-2])
     assert any("--memory" in note for note in unknown.notes)
-    assert worker_group(large, RenderOptions(IMAGE, memory="99Gi"))["template"]["spec"]["containers"][0]["resources"][
-        "limits"
-    ]["memory"] == "99Gi"
+    assert (
+        worker_group(large, RenderOptions(IMAGE, memory="99Gi"))["template"]["spec"]["containers"][0]["resources"][
+            "limits"
+        ]["memory"]
+        == "99Gi"
+    )
 
 
 def test_workers_go_where_they_are_told_and_the_head_stays_off_spot_nodes() -> None:
@@ -239,7 +262,7 @@ def test_nothing_that_a_shell_would_change_is_in_the_metadata() -> None:
     metadata = by_kind(spec_of(training__outdir="s3://speech/$(rm -rf x)"))["RayJob"]["spec"]["metadata"]
 
     assert "root" not in metadata
-    assert not any(set("$`\"\\") & set(value) for value in metadata.values())
+    assert not any(set('$`"\\') & set(value) for value in metadata.values())
 
 
 def test_with_a_queue_the_job_is_suspended_and_gives_its_room_back() -> None:
@@ -346,7 +369,17 @@ def test_a_schedule_that_kubernetes_takes_is_taken(schedule: str) -> None:
 @pytest.mark.parametrize(
     "schedule",
     [
-        *("", "* * * *", "0 2 * * * *", "60 * * * *", "0 24 * * *", "0 0 0 * *", "0 0 * 13 *", "0 0 * * 7", "5-1 * * * *"),
+        *(
+            "",
+            "* * * *",
+            "0 2 * * * *",
+            "60 * * * *",
+            "0 24 * * *",
+            "0 0 0 * *",
+            "0 0 * 13 *",
+            "0 0 * * 7",
+            "5-1 * * * *",
+        ),
         *("*/0 * * * *", "a * * * *", "@fortnightly", "TZ=UTC 0 2 * * *", "0 2 * * L", "1-2-3 * * * *", "0,, * * * *"),
     ],
 )
@@ -361,7 +394,6 @@ def test_an_image_that_may_change_is_noted() -> None:
 
 
 # The command
-
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -383,7 +415,9 @@ def test_the_command_prints_yaml_or_json_of_the_same_manifests() -> None:
 
 
 def test_the_command_tells_faults_of_spec_and_options_with_exit_code_2() -> None:
-    code, text, errors = run("render", "--image", "UPPER", "--memory", "x", "--train-csv", "a.csv", "--val-csv", "b.csv")
+    code, text, errors = run(
+        "render", "--image", "UPPER", "--memory", "x", "--train-csv", "a.csv", "--val-csv", "b.csv"
+    )
 
     assert (code, text) == (2, "")
     for place in ("--image", "--memory", "training.train_csv", "training.val_csv", "storage.uri"):
