@@ -1,4 +1,4 @@
-"""Manifests validated as a cluster would, without one: built-in kinds by the schemas of Kubernetes, Ray's by its CRDs."""
+"""Manifests validated as a cluster would: built-in kinds by the schemas of Kubernetes, Ray's by its CRDs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CRDS = "KUBERAY_CRDS"
 
 HOW_TO_GET_THEM = (
     f"{CRDS} names no folder with KubeRay's CRDs: take rayclusters.yaml, rayjobs.yaml and raycronjobs.yaml from "
-    "ray-operator/config/crd/bases of KubeRay v1.7.0 (as ray.io_rayclusters.yaml, ...), put them into one folder and set "
-    f"{CRDS} to it"
+    "ray-operator/config/crd/bases of KubeRay v1.7.0 (as ray.io_rayclusters.yaml, ...), put them into one folder and "
+    f"set {CRDS} to it"
 )
 GROUP = "ray.io"
 

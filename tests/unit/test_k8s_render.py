@@ -437,7 +437,7 @@ def test_with_upload_what_is_here_is_sent_and_the_pods_read_it_there(folder: Pat
     code, text, errors = run("render", "--image", IMAGE, "--upload", *words)
 
     assert code == 0, errors
-    config, job = yaml.safe_load_all(text)
+    config, _ = yaml.safe_load_all(text)
     spec = JobSpec.model_validate_json(config["data"]["spec.json"])
     assert spec.training.train_csv.startswith(f"s3://{BUCKET}/{prefix}/uploads/")
     from service.storage import Storage
