@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from service.cli.options import SpecCommand, SpecInput, output_options, spec_options
 from service.cli.output import print_json, warn
@@ -117,6 +116,8 @@ def _read(file: str) -> list[dict[str, Any]]:
     Raises:
         InputError: it is none.
     """
+    import yaml
+
     if file != "-" and not is_file(file):
         raise InputError([Fault("FILE", "is no file; give manifests, or - for the standard input", file)])
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
 from packaging.version import InvalidVersion, Version
 
 from service.kubernetes.names import LONGEST_RAYCLUSTER, LONGEST_RAYJOB, name_problems
@@ -65,6 +64,8 @@ def ray_job_problems(manifest: Manifest) -> Problems:
     for setting, least in (("backoffLimit", 0), ("activeDeadlineSeconds", 1), ("preRunningDeadlineSeconds", 1)):
         if spec.get(setting, least) < least:
             yield f"spec.{setting}", f"is below {least}"
+    import yaml
+
     try:
         environment = yaml.safe_load(spec.get("runtimeEnvYAML") or "{}")
     except yaml.YAMLError:

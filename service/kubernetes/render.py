@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import yaml
-
 from service.client.record import MARK
 from service.client.stop import LONGEST_GRACE_S
 from service.client.submit import PROGRAM
@@ -56,6 +54,8 @@ class Rendered:
 
 def to_yaml(manifests: list[Manifest]) -> str:
     """Manifests as one stream of YAML."""
+    import yaml
+
     return str(yaml.safe_dump_all(manifests, sort_keys=False, allow_unicode=True, width=110))
 
 

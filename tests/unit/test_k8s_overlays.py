@@ -210,7 +210,8 @@ def of_ray(kind: str, name: str = "whisper-jobs") -> dict[str, str]:
 
 CLIENT = {"app.kubernetes.io/part-of": "whisper-jobs", "app.kubernetes.io/component": "client"}
 REDIS = {"app.kubernetes.io/part-of": "whisper-jobs", "app.kubernetes.io/component": "redis"}
-OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
+OPERATOR = {"app.kubernetes.io/component": "kuberay-operator"}
+"""By Helm and by kustomize alike; their other labels differ."""
 STRANGER = {"app": "something-else"}
 HEAD, WORKER, JOBS_HEAD = of_ray("head"), of_ray("worker"), of_ray("head", "turbo-lora-x7k2p")
 
