@@ -148,7 +148,8 @@ def require_resources(
     wait_s, started, told = spec.resources.wait_s, time.monotonic(), False
     wish = Wish(needed)
     try:
-        while not wish.granted(_POLL_S):
+        # What was asked for when there was no GPU yet may be granted by the first node that has one.
+        while not wish.granted(_POLL_S) or needed != resources_for(spec):
             check()
             waited_s, missing = time.monotonic() - started, missing_resources(needed)
             elastic = spec.resources.min_workers is not None and waited_s >= wait_s * ELASTIC_SHARE

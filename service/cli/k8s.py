@@ -29,13 +29,10 @@ def _manifest_options(function: Function) -> Function:
             click.option("--image", required=True, metavar="IMAGE", help="The image of docker/, in your registry."),
             click.option("--namespace", default="whisper-jobs", show_default=True, help="Where k8s/base is."),
             click.option("--schedule", metavar="CRON", help='A CronJob in place of a RayJob: "0 2 * * *".'),
-            click.option("--time-zone", default="Etc/UTC", show_default=True, help="Of the schedule."),
+            click.option("--time-zone", metavar="ZONE", help="Of the schedule. Default: Etc/UTC."),
             click.option("--suspend", is_flag=True, help="Have the schedule rest at first."),
             click.option(
-                "--cluster",
-                default="whisper-jobs",
-                show_default=True,
-                help="With --schedule: the RayCluster that runs the job.",
+                "--cluster", metavar="NAME", help="The RayCluster that runs a scheduled job. Default: whisper-jobs."
             ),
             click.option("--queue", metavar="NAME", help="LocalQueue of Kueue that the RayJob waits in."),
             click.option("--memory", metavar="24Gi", help="Of each worker pod. Default: by the base model's size."),
@@ -65,7 +62,7 @@ def render(spec_input: SpecInput, node_selector: Sequence[str], mount: Sequence[
     from service.kubernetes import render as render_manifests
 
     upload, output = more.pop("upload"), more.pop("output")
-    options = RenderOptions(node_selector=_pairs(node_selector), mounts=_mounts(mount), **more)
+    options = RenderOptions(node_selector=tuple(node_selector), mounts=_mounts(mount), **more)
     loaded = spec_input.load(check_files=upload)
     job = loaded.spec
     bring = None
@@ -98,6 +95,7 @@ def check(file: str, output: str) -> int:
     secret written out.
     """
     from service.kubernetes import check as check_manifests
+    from service.kubernetes import unknown_kinds
 
     manifests = _read(file)
     faults = check_manifests(manifests)
@@ -107,6 +105,8 @@ def check(file: str, output: str) -> int:
         click.echo("\n".join(map(str, faults)))
     else:
         click.echo(f"{file}: {len(manifests)} objects, nothing to object to")
+    if unknown := unknown_kinds(manifests):
+        click.echo(f"note: nothing is known here of {', '.join(unknown)}", err=True)
     return InputError.exit_code if faults else EXIT_DONE
 
 
@@ -132,10 +132,6 @@ def _read(file: str) -> list[dict[str, Any]]:
     if not objects or not all(isinstance(one, dict) and "kind" in one for one in objects):
         raise InputError([Fault("FILE", "holds no objects of Kubernetes", file)])
     return objects
-
-
-def _pairs(words: Sequence[str]) -> dict[str, str]:
-    return {key: value for key, _, value in (word.partition("=") for word in words)}
 
 
 def _mounts(words: Sequence[str]) -> tuple[Any, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.kubernetes.manifest import Manifest
 from service.kubernetes.options import RenderOptions
 from service.kubernetes.pods import (
     ACCOUNT,
     HEAD_ACCOUNT,
+    HEAD_RAY_MEMORY_BYTES,
     OBJECT_STORE_BYTES,
     TOKEN_SECRET,
-    Manifest,
     container_security,
     head_template,
     worker_template,
@@ -31,8 +32,8 @@ API_TOKEN_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 def job_cluster(options: RenderOptions, workers: Workers, config_map: str) -> Manifest:
-    """The spec of a RayCluster that lives as long as its job. Lost with its head, it is made anew, and the job goes on
-    from its storage; so it needs no Redis."""
+    """The spec of a RayCluster that lives as long as its job. What is lost with its head, the job has in its storage;
+    so it needs no Redis."""
     head = head_template(options, account=ACCOUNT, config_map=config_map, api_token=False)
     return _cluster(head, _group(options, workers, least=workers.pods, most=workers.pods))
 
@@ -70,8 +71,9 @@ def standing_cluster(options: RenderOptions, workers: Workers, *, most: int) -> 
 
 
 def _cluster(head: Manifest, group: Manifest) -> Manifest:
-    # No CPUs and GPUs on the head: it runs the jobs' own programs and must not be brought down by their work.
-    start = {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"}
+    # No CPUs and GPUs on the head, and little memory to give out: it runs the jobs' own programs and the control
+    # service, which must not be brought down by the work.
+    start = {"num-cpus": "0", "num-gpus": "0", "memory": str(HEAD_RAY_MEMORY_BYTES), "dashboard-host": "0.0.0.0"}
     return {
         "rayVersion": oldest("ray"),
         "authOptions": {"mode": "token", "secretName": TOKEN_SECRET},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from service.kubernetes.cluster import API, standing_cluster
 from service.kubernetes.options import RenderOptions
 from service.kubernetes.pods import labels
 from service.kubernetes.render import render, to_yaml
 from service.kubernetes.sizes import Workers
+from service.spec.flags import Override
 from service.spec.load import load_spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +24,7 @@ NAME = "whisper-jobs"
 MOST_WORKERS = 4
 WORKERS = Workers(pods=0, cpus=4, gpus=0, memory="16Gi")
 
-EXAMPLES = {
+EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "train": ("train_lora.yaml", {}),
     "search": ("search_lora.yaml", {}),
     "queued-train": ("train_lora.yaml", {"queue": "speech"}),
@@ -49,13 +51,11 @@ def _cluster() -> str:
     return to_yaml([{"apiVersion": API, "kind": "RayCluster", "metadata": metadata, "spec": spec}])
 
 
-def _example(config: str, options: dict[str, str]) -> str:
-    from service.spec.flags import Override
-
+def _example(config: str, options: dict[str, Any]) -> str:
     overrides = [
         Override("training.train_csv", f"{STORE}/data/train.csv", "--train-csv"),
         Override("training.val_csv", f"{STORE}/data/val.csv", "--val-csv"),
         Override("storage.uri", f"{STORE}/runs", "--set"),
     ]
     spec = load_spec(ROOT / "configs" / config, overrides, check_files=False).spec
-    return render(spec, RenderOptions(CUDA_IMAGE, **options)).to_yaml()  # type: ignore[arg-type]
+    return render(spec, RenderOptions(CUDA_IMAGE, **options)).to_yaml()

@@ -22,11 +22,14 @@ LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 """What most objects may be called (RFC 1123)."""
 
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+"""By which Kueue knows whose turn a job waits for."""
+
 _HASH = 8
 
 
 def label_of(text: str, longest: int) -> str:
-    """A DNS label for a name; one that must be cut short ends with a hash of the whole, so that no two are alike.
+    """A DNS label for a name; where it is another one, it ends with a hash of the name, so that no two are alike.
 
     Args:
         text: any name.
@@ -35,7 +38,7 @@ def label_of(text: str, longest: int) -> str:
     label = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if not label[:1].isalpha():
         label = f"j-{label}".rstrip("-")
-    if len(label) > longest:
+    if label != text or len(label) > longest:
         digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH]
         label = f"{label[: longest - _HASH - 1].rstrip('-')}-{digest}"
     return label

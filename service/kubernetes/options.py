@@ -5,33 +5,31 @@ from __future__ import annotations
 import re
 import zoneinfo
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from service.errors import Fault
 from service.kubernetes.names import LABEL, LONGEST_LABEL, LONGEST_RAYCLUSTER, SUBDOMAIN
-from service.kubernetes.sizes import QUANTITY
+from service.kubernetes.schedule import schedule_problem
+from service.kubernetes.sizes import LEAST_MEMORY_GIB, gib_of
 
+_PART = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
+_HOST = r"(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*(?::[0-9]{1,5})?/)?"
 _IMAGE = re.compile(
-    r"(?P<name>[a-z0-9]+([._-]+[a-z0-9]+)*([.:][a-z0-9.-]+)*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*)"
-    r"(:(?P<tag>[\w][\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?",
-    re.ASCII,
+    rf"{_HOST}{_PART}(?:/{_PART})*(?::(?P<tag>\w[\w.-]{{0,127}}))?(?P<digest>@sha256:[0-9a-f]{{64}})?", re.ASCII
 )
+"""As container registries read a name."""
+
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
-TAKEN_PATHS = ("/tmp", "/cache", "/dev", "/proc", "/sys", "/etc", "/opt", "/usr", "/bin", "/lib", "/var/run")
+TAKEN_PATHS = (
+    *("/tmp", "/cache", "/dev", "/proc", "/sys", "/etc", "/opt", "/usr", "/bin", "/sbin", "/lib", "/lib64"),
+    *("/var", "/run", "/root", "/home"),
+)
 """Folders of a pod that hold something else."""
 
-_MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
-_DAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"]
-_FIELDS: tuple[tuple[str, int, int, list[str]], ...] = (
-    ("minute", 0, 59, []),
-    ("hour", 0, 23, []),
-    ("day of the month", 1, 31, []),
-    ("month", 1, 12, _MONTHS),
-    ("day of the week", 0, 6, _DAYS),
-)
-_MACROS = {"@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"}
+DEFAULT_TIME_ZONE = "Etc/UTC"
+DEFAULT_CLUSTER = "whisper-jobs"
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,29 @@ class Mount:
     claim: str
     path: str
 
+    def __str__(self) -> str:
+        return f"{self.claim}:{self.path}"
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with it; empty where nothing is."""
+        parts = self.path.split("/")
+        if not SUBDOMAIN.fullmatch(self.claim):
+            return "does not begin with the name of a PersistentVolumeClaim; give CLAIM:/path"
+        if not re.fullmatch(r"(/[\w.-]+)+", self.path, re.ASCII) or {".", ".."} & set(parts):
+            return "has no absolute path (without a / at its end); give CLAIM:/path"
+        if any(_lies_in(self.path, taken) for taken in TAKEN_PATHS):
+            return "is a folder of the pod that holds something else; give one such as /data"
+        return ""
+
     def holds(self, path: str) -> bool:
         """Whether a path lies in it."""
-        return bool(self.path) and _lies_in(path, self.path)
+        return not self.problem and _lies_in(path, self.path)
 
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """What a manifest needs beside the spec.
+    """What a manifest needs beside the spec; None and empty: it was not given.
 
     Attributes:
         image: whisper-jobs' own.
@@ -56,11 +69,11 @@ class RenderOptions:
         schedule: of a CronJob, five fields; None: a RayJob that runs once.
         time_zone: of the schedule.
         suspend: whether the schedule rests.
-        queue: of Kueue.
         cluster: the long-lived RayCluster that a scheduled job is submitted to.
+        queue: of Kueue.
         memory: of a worker pod.
         spot: whether workers run on spot nodes, and there alone.
-        node_selector: labels of the workers' nodes.
+        node_selector: labels of the workers' nodes, each KEY=VALUE.
         mounts: volumes that head and workers share.
         pull_secret: for the image.
     """
@@ -68,37 +81,51 @@ class RenderOptions:
     image: str
     namespace: str = "whisper-jobs"
     schedule: str | None = None
-    time_zone: str = "Etc/UTC"
+    time_zone: str | None = None
     suspend: bool = False
+    cluster: str | None = None
     queue: str | None = None
-    cluster: str = "whisper-jobs"
     memory: str | None = None
     spot: bool = False
-    node_selector: dict[str, str] = field(default_factory=dict)
+    node_selector: tuple[str, ...] = ()
     mounts: tuple[Mount, ...] = ()
     pull_secret: str | None = None
 
+    @property
+    def node_labels(self) -> dict[str, str]:
+        """`node_selector`, as Kubernetes wants it."""
+        return dict(_pair(word) for word in self.node_selector)
+
     def faults(self) -> Iterator[Fault]:
         """What is wrong with them, by the names that they have on the command line."""
-        image = _IMAGE.fullmatch(self.image)
-        if not image:
+        if not _IMAGE.fullmatch(self.image):
             yield Fault("--image", "is no name of an image; give REGISTRY/NAME:TAG", self.image)
-        if not _is_label(self.namespace):
-            yield Fault("--namespace", _label_text(LONGEST_LABEL), self.namespace)
-        if not _is_label(self.cluster, LONGEST_RAYCLUSTER):
-            yield Fault("--cluster", _label_text(LONGEST_RAYCLUSTER), self.cluster)
-        if self.queue is not None and not (SUBDOMAIN.fullmatch(self.queue) and len(self.queue) <= LONGEST_LABEL):
-            yield Fault("--queue", "is no name of a LocalQueue (small letters, digits, - and .)", self.queue)
-        if self.pull_secret is not None and not SUBDOMAIN.fullmatch(self.pull_secret):
-            yield Fault("--pull-secret", "is no name of a secret (small letters, digits, - and .)", self.pull_secret)
-        if self.memory is not None and not QUANTITY.fullmatch(self.memory):
-            yield Fault("--memory", "is no amount of memory; give a whole number with its unit: 24Gi", self.memory)
-        for key, value in self.node_selector.items():
-            if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
-                yield Fault("--node-selector", "is no label of a node; give KEY=VALUE", f"{key}={value}")
-        yield from self._mount_faults()
-        if self.schedule is not None:
-            yield from self._schedule_faults(self.schedule)
+        for flag, name, longest in (
+            ("--namespace", self.namespace, LONGEST_LABEL),
+            ("--cluster", self.cluster, LONGEST_RAYCLUSTER),
+        ):
+            if name is not None and not (LABEL.fullmatch(name) and len(name) <= longest):
+                text = (
+                    f"is no name that Kubernetes takes: a letter, then letters, digits and -, {longest} at most, small"
+                )
+                yield Fault(flag, text, name)
+        for flag, name in (("--queue", self.queue), ("--pull-secret", self.pull_secret)):
+            if name is not None and not (SUBDOMAIN.fullmatch(name) and len(name) <= LONGEST_LABEL):
+                what = "LocalQueue" if flag == "--queue" else "secret"
+                yield Fault(flag, f"is no name of a {what}: small letters, digits, - and .", name)
+        if self.memory is not None:
+            amount = gib_of(self.memory)
+            if amount is None:
+                yield Fault("--memory", "is no amount of memory; give a whole number with its unit: 24Gi", self.memory)
+            elif amount < LEAST_MEMORY_GIB:
+                yield Fault("--memory", f"is too little for a pod; give {LEAST_MEMORY_GIB}Gi or more", self.memory)
+        yield from self._placement_faults()
+        yield from self._fitting_faults()
+        if self.schedule is not None and (problem := schedule_problem(self.schedule)):
+            yield Fault("--schedule", problem, self.schedule)
+        zones = zoneinfo.available_timezones()
+        if self.time_zone is not None and zones and self.time_zone not in zones:
+            yield Fault("--time-zone", "is no time zone; give one such as Europe/Amsterdam", self.time_zone)
 
     @property
     def notes(self) -> list[str]:
@@ -108,78 +135,52 @@ class RenderOptions:
             return [f"--image {self.image}: the next pull may bring another image; give a tag that stays, or a digest"]
         return []
 
-    def _mount_faults(self) -> Iterator[Fault]:
-        seen: set[str] = set()
+    def _placement_faults(self) -> Iterator[Fault]:
+        for word in self.node_selector:
+            key, value = _pair(word)
+            if "=" not in word or not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+                yield Fault("--node-selector", "is no label of a node; give KEY=VALUE", word)
+        keys = [_pair(word)[0] for word in self.node_selector]
+        paths = [mount.path for mount in self.mounts]
+        for flag, names in (("--node-selector", keys), ("--mount", paths)):
+            for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+                yield Fault(flag, "is given twice", name)
         for mount in self.mounts:
-            shown = f"{mount.claim}:{mount.path}"
-            if not SUBDOMAIN.fullmatch(mount.claim):
-                yield Fault("--mount", "does not begin with the name of a PersistentVolumeClaim", shown)
-            if not re.fullmatch(r"(/[\w.-]+)+", mount.path) or ".." in mount.path.split("/"):
-                yield Fault("--mount", "has no absolute path; give CLAIM:/path", shown)
-            elif any(_lies_in(mount.path, taken) for taken in TAKEN_PATHS):
-                yield Fault(
-                    "--mount", "is a folder of the pod that holds something else; give one such as /data", shown
-                )
-            if mount.path in seen:
-                yield Fault("--mount", "is given twice for one path", shown)
-            seen.add(mount.path)
+            if mount.problem:
+                yield Fault("--mount", mount.problem, str(mount))
 
-    def _schedule_faults(self, schedule: str) -> Iterator[Fault]:
+    def _fitting_faults(self) -> Iterator[Fault]:
+        """Options of the one kind of job that were given for the other."""
+        if self.schedule is None:
+            for flag, given in (
+                ("--time-zone", self.time_zone),
+                ("--suspend", self.suspend),
+                ("--cluster", self.cluster),
+            ):
+                if given:
+                    yield Fault(flag, "is for a scheduled job; give --schedule too, or leave it out", given)
+            return
         if self.queue is not None:
             text = (
                 "holds a RayJob back until there is room; a scheduled job is submitted to a RayCluster that is there, "
                 "and waits there as resources.wait_s says: leave one of the two out"
             )
             yield Fault("--queue", text, self.queue)
-        if problem := schedule_problem(schedule):
-            yield Fault("--schedule", problem, schedule)
-        zones = zoneinfo.available_timezones()
-        if zones and self.time_zone not in zones:
-            yield Fault("--time-zone", "is no time zone; give one such as Europe/Amsterdam", self.time_zone)
+        for flag, value in (
+            ("--memory", self.memory),
+            ("--spot", self.spot),
+            ("--node-selector", " ".join(self.node_selector)),
+            ("--mount", " ".join(map(str, self.mounts))),
+        ):
+            if value:
+                text = "is of a job's own pods; a scheduled job runs on the RayCluster's, which k8s/overlays describe"
+                yield Fault(flag, text, value)
 
 
-def schedule_problem(schedule: str) -> str:
-    """What keeps a schedule from being one that Kubernetes takes; empty where nothing does."""
-    if "TZ" in schedule:
-        return "names a time zone; give it with --time-zone"
-    if schedule.startswith("@"):
-        return "" if schedule in _MACROS else f"is not one of {', '.join(sorted(_MACROS))}"
-    parts = schedule.split()
-    if len(parts) != len(_FIELDS):
-        return f'has {len(parts)} fields, not 5 (minute, hour, day, month, weekday); "0 2 * * *" is two in the night'
-    for part, (what, least, most, names) in zip(parts, _FIELDS, strict=True):
-        if not all(_is_range(one, least, most, names) for one in part.split(",")):
-            return f"has {part!r} as its {what}; {least} to {most}, *, ranges 1-5, lists 1,3 and steps */15 are known"
-    return ""
-
-
-def _is_range(text: str, least: int, most: int, names: list[str]) -> bool:
-    """Whether it is one part of a field: `*`, a number or a range of them, with or without a step."""
-    span, _, step = text.partition("/")
-    if "/" in text and not (step.isascii() and step.isdigit() and int(step) >= 1):
-        return False
-    if span in ("*", "?"):
-        return True
-    ends = span.split("-")
-    numbers = [_number(end, least, names) for end in ends]
-    if len(numbers) > 2 or any(number is None or not least <= number <= most for number in numbers):
-        return False
-    return len(numbers) == 1 or (numbers[0] or 0) <= (numbers[1] or 0)
-
-
-def _number(text: str, least: int, names: list[str]) -> int | None:
-    if text.upper() in names:
-        return names.index(text.upper()) + least
-    return int(text) if text.isascii() and text.isdigit() else None
+def _pair(word: str) -> tuple[str, str]:
+    key, _, value = word.partition("=")
+    return key, value
 
 
 def _lies_in(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder}/")
-
-
-def _is_label(text: str, longest: int = LONGEST_LABEL) -> bool:
-    return bool(LABEL.fullmatch(text)) and len(text) <= longest
-
-
-def _label_text(longest: int) -> str:
-    return f"is no name that Kubernetes takes: small letters, digits and -, beginning with a letter, {longest} at most"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from service.kubernetes.manifest import Manifest
 from service.kubernetes.options import RenderOptions
 from service.kubernetes.sizes import RAYS_OWN_CPUS, Workers
-
-Manifest = dict[str, Any]
 
 TOKEN_SECRET, TOKEN_KEY = "whisper-jobs-token", "auth_token"
 """The cluster's token, under the key by which KubeRay looks for it."""
@@ -38,6 +36,9 @@ OBJECT_STORE_BYTES = 1024**3
 SHARED_MEMORY = "2Gi"
 HEALTH_PORT = 52365
 
+HEAD_RAY_MEMORY_BYTES = 2 * 1024**3
+"""What Ray gives out of the head's memory: four drivers of trials."""
+
 HEAD_MEMORY = "8Gi"
 HEAD_CPUS = "2"
 DISK, DISK_LIMIT = "10Gi", "100Gi"
@@ -52,6 +53,9 @@ SPOT_NODES = {
 """By which labels clouds mark nodes that they may take away."""
 
 SPOT_TAINTS = {"cloud.google.com/gke-spot": "true", "kubernetes.azure.com/scalesetpriority": "spot"}
+
+STAYING = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+"""Annotations: whoever tidies up nodes leaves those alone that hold such a pod."""
 
 GPU = "nvidia.com/gpu"
 
@@ -97,7 +101,9 @@ def head_template(options: RenderOptions, *, account: str, config_map: str | Non
         pod["volumes"].append({"name": "spec", "configMap": {"name": config_map}})
     if api_token:
         pod["volumes"].append({"name": "api-token", "projected": {"sources": _api_token()}})
-    return {"metadata": {"labels": labels("ray")}, "spec": pod}
+    # Its readiness is the dashboard's: that is what clients and the operator are sent to.
+    container["readinessProbe"]["httpGet"] = {"path": "/api/gcs_healthz", "port": 8265}
+    return _template("ray", pod)
 
 
 def worker_template(options: RenderOptions, workers: Workers) -> Manifest:
@@ -111,7 +117,7 @@ def worker_template(options: RenderOptions, workers: Workers) -> Manifest:
             container["resources"][kind][GPU] = str(workers.gpus)
         tolerations.append({"key": GPU, "operator": "Exists", "effect": "NoSchedule"})
     if options.node_selector:
-        pod["nodeSelector"] = dict(options.node_selector)
+        pod["nodeSelector"] = options.node_labels
     if options.spot:
         pod["affinity"] = {"nodeAffinity": _required([[_term(key, "In", value)] for key, value in SPOT_NODES.items()])}
         tolerations += [
@@ -120,7 +126,7 @@ def worker_template(options: RenderOptions, workers: Workers) -> Manifest:
         ]
     if tolerations:
         pod["tolerations"] = tolerations
-    return {"metadata": {"labels": labels("ray")}, "spec": pod}
+    return _template("ray", pod)
 
 
 def client_template(
@@ -155,13 +161,17 @@ def client_template(
     if config_map:
         container["volumeMounts"].append({"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True})
         pod["volumes"].append({"name": "spec", "configMap": {"name": config_map}})
-    return {"metadata": {"labels": labels("client")}, "spec": pod}
+    return _template("client", pod)
 
 
 def token_environment() -> list[Manifest]:
     """The cluster's token for a client; to Ray's own pods KubeRay gives it."""
     reference = {"secretKeyRef": {"name": TOKEN_SECRET, "key": TOKEN_KEY}}
     return [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": reference}]
+
+
+def _template(component: str, pod: Manifest) -> Manifest:
+    return {"metadata": {"labels": labels(component), "annotations": dict(STAYING)}, "spec": pod}
 
 
 def _ray_container(name: str, options: RenderOptions, *, cpus: str, memory: str, ports: dict[str, int]) -> Manifest:

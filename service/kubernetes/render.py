@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import re
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from service.client.stop import LONGEST_GRACE_S
 from service.client.submit import PROGRAM
 from service.errors import Fault, SpecError
 from service.kubernetes.cluster import API, job_cluster
-from service.kubernetes.names import LONGEST_RAYJOB, label_of
-from service.kubernetes.options import RenderOptions
-from service.kubernetes.pods import SPEC_FILE, SPEC_FOLDER, Manifest, client_template, labels, token_environment
+from service.kubernetes.manifest import Manifest
+from service.kubernetes.names import LONGEST_RAYJOB, QUEUE_LABEL, label_of
+from service.kubernetes.options import DEFAULT_CLUSTER, DEFAULT_TIME_ZONE, RenderOptions
+from service.kubernetes.pods import SPEC_FILE, SPEC_FOLDER, client_template, labels, token_environment
 from service.kubernetes.sizes import workers_of
 from service.requirements import DISTRIBUTION
 from service.spec.flags import CONFIG_FLAG, NO_WARNINGS_FLAG
@@ -28,13 +30,20 @@ LONGEST_SCHEDULED = 31
 LARGEST_SPEC = 900_000
 """Bytes; a ConfigMap holds 1 MiB."""
 
-RETRIES = 2
-"""How often a job is begun again with a new cluster; it goes on from its storage."""
+RETRIES = 1
+"""How often a job that has failed, or was lost, is begun again with a new cluster: it goes on from its storage."""
+
+SUBMITTER_RETRIES = 2
+"""How often one that was lost with its head is submitted again to the same cluster, whose head KubeRay makes anew."""
+
+POD_RETRIES = 3
+"""How often the pod of a scheduled job's client is begun again: it attaches to the job."""
+
+BEGIN_S = 3600
+"""How long a cluster may take for all of its pods to run: with some of them missing it holds the others for nothing."""
 
 KEEP_S = 600
 """How long a job's cluster stays after its end, for whoever wants to look at its logs."""
-
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 _PLAIN = re.compile(r"[\w./:@+=,%~-]*", re.ASCII)
 """What a shell leaves as it is: KubeRay hands the metadata through one."""
@@ -75,12 +84,17 @@ def render(spec: JobSpec, options: RenderOptions) -> Rendered:
     notes = options.notes
     if options.schedule is not None:
         name = label_of(spec.title, LONGEST_SCHEDULED)
-        config = _config_map(spec, options, f"{name}-{spec.sha256[:8]}")
+        config = _config_map(spec, options, name)
+        asked = spec.resources
+        gpus = f" and {asked.gpus_per_worker:g} GPUs" if asked.gpus_per_worker else ""
+        notes.append(f"the RayCluster's worker pods must have {asked.cpus_per_worker:g} CPUs{gpus} for each worker")
         return Rendered([config, _cron_job(options, name, config)], notes)
     name = label_of(spec.job_id, LONGEST_RAYJOB)
+    if name != spec.job_id:
+        notes.append(f"the RayJob is called {name}; its results go to {spec.root}")
     config = _config_map(spec, options, name)
     workers = workers_of(spec, options.memory)
-    cluster = job_cluster(options, workers, name)
+    cluster = job_cluster(options, workers, config["metadata"]["name"])
     return Rendered([config, _ray_job(spec, options, name, cluster)], notes + list(workers.notes))
 
 
@@ -98,6 +112,11 @@ def _faults(spec: JobSpec, options: RenderOptions) -> Iterator[Fault]:
             "storage.uri, under which each gets a root of its own"
         )
         yield Fault("training.outdir", text, spec.training.outdir)
+    if options.schedule is not None and spec.resources.gpus_per_worker is None:
+        text = (
+            "is not set, and a cluster whose workers come with the work has no GPU yet to go by; give 1, or 0 for CPUs"
+        )
+        yield Fault("resources.gpus_per_worker", text)
     size = len(spec.to_json().encode())
     if size > LARGEST_SPEC:
         text = (
@@ -119,10 +138,13 @@ def _places(spec: JobSpec) -> Iterator[tuple[str, str]]:
 
 
 def _config_map(spec: JobSpec, options: RenderOptions, name: str) -> Manifest:
+    """It cannot be changed, and so has another name with another content: also where a spec differs in something that
+    makes no other job of it."""
+    digest = hashlib.sha256(spec.to_json().encode()).hexdigest()[:8]
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": name, "namespace": options.namespace, "labels": labels("spec")},
+        "metadata": {"name": f"{name}-{digest}", "namespace": options.namespace, "labels": labels("spec")},
         "immutable": True,
         "data": {SPEC_FILE: spec.to_json()},
     }
@@ -149,10 +171,13 @@ def _ray_job(spec: JobSpec, options: RenderOptions, name: str, cluster: Manifest
             "submissionMode": "K8sJobMode",
             # KubeRay's own template of a submitter is refused by the restricted pod security standard.
             "submitterPodTemplate": client_template(options, "ray-job-submitter"),
+            "submitterConfig": {"backoffLimit": SUBMITTER_RETRIES},
             "backoffLimit": RETRIES,
+            "preRunningDeadlineSeconds": max(BEGIN_S, round(spec.resources.wait_s)),
             **({"suspend": True} if options.queue else {}),
             "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": KEEP_S,
+            # Kueue gives the room to the next one at the job's end, not at its pods'.
+            "ttlSecondsAfterFinished": 0 if options.queue else KEEP_S,
             "rayClusterSpec": cluster,
         },
     }
@@ -162,7 +187,13 @@ def _cron_job(options: RenderOptions, name: str, config: Manifest) -> Manifest:
     own_name = {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-name']"}}
     command = ["whisper-jobs", "submit", f"{SPEC_FOLDER}/{SPEC_FILE}"]
     # A pod that is begun again has the same name, and so attaches to the job of the one before it.
-    command += ["--set", "name=$(JOB_NAME)", "--wait", "--address", f"http://{options.cluster}-head-svc:8265"]
+    command += [
+        "--set",
+        "name=$(JOB_NAME)",
+        "--wait",
+        "--address",
+        f"http://{options.cluster or DEFAULT_CLUSTER}-head-svc:8265",
+    ]
     template = client_template(
         options,
         "submit",
@@ -176,7 +207,7 @@ def _cron_job(options: RenderOptions, name: str, config: Manifest) -> Manifest:
         "metadata": {"name": name, "namespace": options.namespace, "labels": labels("schedule")},
         "spec": {
             "schedule": options.schedule,
-            "timeZone": options.time_zone,
+            "timeZone": options.time_zone or DEFAULT_TIME_ZONE,
             "concurrencyPolicy": "Forbid",
             "startingDeadlineSeconds": 3600,
             "suspend": options.suspend,
@@ -185,7 +216,7 @@ def _cron_job(options: RenderOptions, name: str, config: Manifest) -> Manifest:
             "jobTemplate": {
                 "metadata": {"labels": labels("schedule")},
                 "spec": {
-                    "backoffLimit": RETRIES,
+                    "backoffLimit": POD_RETRIES,
                     "podFailurePolicy": {"rules": _failure_rules()},
                     "template": template,
                 },

@@ -22,7 +22,11 @@ BESIDE_THE_MODEL_GIB = 8
 RAYS_OWN_CPUS = 1
 """For Ray's own processes in a worker's pod, so that they take nothing from what the job was promised."""
 
-QUANTITY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti)")
+LEAST_MEMORY_GIB = 4
+"""Of a pod: Ray's own processes and object store have half of it."""
+
+_QUANTITY = re.compile(r"([1-9][0-9]{0,6})(Mi|Gi|Ti)", re.ASCII)
+_UNITS_GIB = {"Mi": 1 / 1024, "Gi": 1, "Ti": 1024}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,12 @@ def workers_of(spec: JobSpec, memory: str | None = None) -> Workers:
     gpus = 1.0 if asked.gpus_per_worker is None else asked.gpus_per_worker
     if asked.gpus_per_worker is None:
         notes.append("resources.gpus_per_worker is not set: each worker gets a GPU (0 trains on CPUs)")
-    count = max(1, asked.workers)
+    # What an export does, it does in one task.
+    count = 1 if spec.kind == "export" else max(1, asked.workers)
+    if spec.kind == "export":
+        gpus = min(1.0, gpus)
+    if asked.min_workers is not None:
+        notes.append("resources.min_workers: KubeRay begins a RayJob when all of its pods run, and not before")
     if spec.kind == "search":
         at_once = spec.search.concurrent or 1
         count *= at_once
@@ -76,6 +85,12 @@ def workers_of(spec: JobSpec, memory: str | None = None) -> Workers:
         memory=memory,
         notes=tuple(notes),
     )
+
+
+def gib_of(quantity: str) -> float | None:
+    """An amount of memory as Kubernetes writes it, in GiB; None: it is none."""
+    found = _QUANTITY.fullmatch(quantity)
+    return int(found[1]) * _UNITS_GIB[found[2]] if found else None
 
 
 def _memory_gib(spec: JobSpec, *, on_gpu: bool) -> tuple[int, bool]:

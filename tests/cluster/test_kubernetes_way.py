@@ -80,8 +80,11 @@ def test_a_rayjob_is_run_by_the_command_that_kuberay_makes_of_it(place: Place) -
     def quoted(content: Any) -> str:
         return json.dumps(json.dumps(content))  # as Go's strconv.Quote does for such text
 
-    # BuildJobSubmitCommand of KubeRay 1.7, mode K8sJobMode.
+    url = f"{place.cluster.dashboard}/api/gcs_healthz"
+    healthy = f"import urllib.request as r; assert b'success' in r.urlopen('{url}').read()"
+    # As KubeRay 1.7 builds it (BuildJobSubmitCommand, mode K8sJobMode): the dashboard is waited for without a token.
     done = place.shell(
+        f'until python -c "{healthy}" >/dev/null 2>&1 ; do echo waiting ; sleep 2 ; done ; '
         f"if ! ray job status {at} rayjob-x1 >/dev/null 2>&1 ; then ray job submit {at} --no-wait "
         f"--runtime-env-json {quoted(yaml.safe_load(spec['runtimeEnvYAML']))} "
         f"--metadata-json {quoted(spec['metadata'])} --submission-id rayjob-x1 -- {entrypoint} ; fi ; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from manifests import has_crds, problems
 
 from service.kubernetes import RenderOptions, check
-from service.kubernetes.pods import worker_template
+from service.kubernetes.pods import STAYING, client_template, token_environment, worker_template
 from service.kubernetes.rules import pod_templates
 from service.kubernetes.sizes import Workers
 
@@ -94,7 +95,7 @@ def test_all_that_is_referred_to_is_there_or_is_made_by_hand(name: str) -> None:
             assert secret in SECRETS
         for secret in re.findall(r"secretRef:\n\s+name: (\S+)", text):
             assert secret in SECRETS
-        for _, template in pod_templates(manifest):
+        for _, _, template in pod_templates(manifest):
             assert template["spec"].get("serviceAccountName", "whisper-jobs") in accounts
         if manifest["kind"] != "Namespace":
             assert manifest["metadata"]["namespace"] == "whisper-jobs"
@@ -110,7 +111,7 @@ def test_no_account_has_rights_and_no_pod_has_a_token_but_the_autoscaler() -> No
     assert not {one["kind"] for one in manifests} & {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"}
     assert all(one["automountServiceAccountToken"] is False for one in of_kind(manifests, "ServiceAccount"))
     for manifest in manifests:
-        for _, template in pod_templates(manifest):
+        for _, _, template in pod_templates(manifest):
             assert template["spec"]["automountServiceAccountToken"] is False
             for container in template["spec"]["containers"]:
                 assert not any(mount["name"] == "api-token" for mount in container.get("volumeMounts", []))
@@ -166,7 +167,7 @@ def test_images_stay_what_they_are(name: str) -> None:
     images = [
         container["image"]
         for manifest in build(name)
-        for _, template in pod_templates(manifest)
+        for _, _, template in pod_templates(manifest)
         for container in template["spec"]["containers"]
     ]
 
@@ -191,9 +192,19 @@ def allows(
             if not any(p["port"] == port for p in rule.get("ports", [{"port": port}])):
                 continue
             peers = rule.get("from" if direction == "Ingress" else "to")
-            if peers is None or (peer is not None and any(selects(one["podSelector"], peer) for one in peers)):
+            if peers is None or (peer is not None and any(is_meant(one, peer) for one in peers)):
                 return True
     return False
+
+
+ELSEWHERE = "of another namespace"
+"""A label of ours, for tests: the pod is in another namespace."""
+
+
+def is_meant(rule: Manifest, peer: dict[str, str]) -> bool:
+    """Whether a rule's peer is this pod: without namespaceSelector it must be of the same namespace."""
+    assert rule.get("namespaceSelector", {}) == {}, "any namespace, or none"
+    return selects(rule["podSelector"], peer) and ("namespaceSelector" in rule or ELSEWHERE not in peer)
 
 
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
@@ -210,8 +221,9 @@ def of_ray(kind: str, name: str = "whisper-jobs") -> dict[str, str]:
 
 CLIENT = {"app.kubernetes.io/part-of": "whisper-jobs", "app.kubernetes.io/component": "client"}
 REDIS = {"app.kubernetes.io/part-of": "whisper-jobs", "app.kubernetes.io/component": "redis"}
-OPERATOR = {"app.kubernetes.io/component": "kuberay-operator"}
-"""By Helm and by kustomize alike; their other labels differ."""
+COMPONENT = {"app.kubernetes.io/component": "kuberay-operator", ELSEWHERE: "yes"}
+OPERATOR = COMPONENT | {"app.kubernetes.io/name": "kuberay"}
+OPERATOR_BY_HELM = COMPONENT | {"app.kubernetes.io/name": "kuberay-operator"}
 STRANGER = {"app": "something-else"}
 HEAD, WORKER, JOBS_HEAD = of_ray("head"), of_ray("worker"), of_ray("head", "turbo-lora-x7k2p")
 
@@ -236,6 +248,10 @@ HEAD, WORKER, JOBS_HEAD = of_ray("head"), of_ray("worker"), of_ray("head", "turb
         (HEAD, "Ingress", 8265, CLIENT, True),
         (HEAD, "Ingress", 8265, OPERATOR, True),
         (JOBS_HEAD, "Ingress", 8265, OPERATOR, True),
+        (JOBS_HEAD, "Ingress", 8265, OPERATOR_BY_HELM, True),
+        (HEAD, "Ingress", 8265, COMPONENT | {"app.kubernetes.io/name": "mine"}, False),
+        (HEAD, "Ingress", 8265, CLIENT | {ELSEWHERE: "yes"}, False),
+        (WORKER, "Ingress", 34567, HEAD | {ELSEWHERE: "yes"}, False),
         (HEAD, "Ingress", 8265, STRANGER, False),
         (HEAD, "Ingress", 10001, CLIENT, False),
         (CLIENT, "Egress", 8265, HEAD, True),
@@ -263,6 +279,46 @@ def test_the_smoke_overlay_opens_its_own_store() -> None:
         assert allows(manifests, user, "Egress", 8333, store)
         assert allows(manifests, store, "Ingress", 8333, user)
     assert not allows(manifests, store, "Ingress", 8333, STRANGER)
+
+
+@needs_kubectl
+def test_the_demos_job_in_the_smoke_overlay_is_a_client_as_render_makes_them() -> None:
+    (job,) = of_kind(build("overlays/smoke"), "Job")
+    template = job["spec"]["template"]
+    made = client_template(RenderOptions("x"), "demo", environment=token_environment())
+
+    assert template["metadata"] == made["metadata"]
+    own, expected = template["spec"], made["spec"]
+    for name in set(expected) - {"containers", "volumes"}:
+        assert own[name] == expected[name], name
+    (container,), (expected_container,) = own["containers"], expected["containers"]
+    assert container["securityContext"] == expected_container["securityContext"]
+    assert container["envFrom"] == expected_container["envFrom"]
+    assert [entry for entry in container["env"] if entry["name"].startswith("RAY_AUTH")] == expected_container["env"]
+    for part, whole in (
+        (expected_container["volumeMounts"], container["volumeMounts"]),
+        (expected["volumes"], own["volumes"]),
+    ):
+        assert all(one in whole for one in part)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", BUILDS)
+def test_what_is_tidied_up_is_not_what_works(name: str) -> None:
+    """Karpenter and the cluster autoscaler leave nodes with our pods alone; a store that forgets may go."""
+    for manifest in build(name):
+        for _, _, template in pod_templates(manifest):
+            if manifest["metadata"]["name"] != "whisper-jobs-store":
+                assert template["metadata"]["annotations"] == STAYING
+
+
+def test_the_version_in_the_manifests_and_the_readme_is_ours() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    texts = [path.read_text() for path in (ROOT / "k8s").rglob("*.yaml")] + [(ROOT / "README.md").read_text()]
+
+    found = {one for text in texts for one in re.findall(r"(?:whisper-jobs:|newTag: )([\d.]+)-c", text)}
+
+    assert found == {version}
 
 
 @needs_kubectl

@@ -97,13 +97,13 @@ def some_spec(seed: int) -> tuple[JobSpec, RenderOptions]:
             draw.choice([IMAGE, "whisper-jobs", f"host:5000/a/b@sha256:{'0' * 64}"]),
             namespace=draw.choice(["whisper-jobs", "team-a"]),
             schedule=draw.choice(["0 2 * * *", "*/30 1-5 * JAN-MAR MON,WED", "@daily"]) if scheduled else None,
-            time_zone=draw.choice(["Etc/UTC", "Europe/Amsterdam"]),
+            time_zone=draw.choice([None, "Europe/Amsterdam"]) if scheduled else None,
             suspend=scheduled and draw.random() < 0.5,
             queue="speech" if not scheduled and draw.random() < 0.4 else None,
-            memory=draw.choice([None, None, "900Mi", "64Gi"]),
-            spot=draw.random() < 0.5,
-            node_selector=draw.choice([{}, {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}]),
-            mounts=(Mount("shared-data", "/data"),),
+            memory=None if scheduled else draw.choice([None, None, "4096Mi", "64Gi"]),
+            spot=not scheduled and draw.random() < 0.5,
+            node_selector=() if scheduled else draw.choice([(), ("nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3",)]),
+            mounts=() if scheduled else (Mount("shared-data", "/data"),),
             pull_secret=draw.choice([None, "registry"]),
         )
         try:
@@ -140,9 +140,10 @@ def test_two_hundred_random_specs_give_manifests_that_a_cluster_takes() -> None:
     ("text", "longest", "label"),
     [
         ("turbo-lora-1a2b3c4d", 47, "turbo-lora-1a2b3c4d"),
-        ("2nd.try_of-it", 47, "j-2nd-try-of-it"),
+        ("2nd.try_of-it", 47, "j-2nd-try-of-it-"),
         ("a" * 60, 47, "a" * 38 + "-"),
-        ("._.", 47, "j"),
+        ("._.", 47, "j-"),
+        ("a.b", 31, "a-b-"),
     ],
 )
 def test_a_name_becomes_one_that_kubernetes_takes(text: str, longest: int, label: str) -> None:
@@ -157,6 +158,10 @@ def test_a_name_becomes_one_that_kubernetes_takes(text: str, longest: int, label
 # Resources
 
 
+SHARED = {"kind": "search", "resources__workers": 1}
+EXPORT = {"kind": "export", "export__source": "s3://speech/adapter", "export__base": "openai/whisper-small"}
+
+
 @pytest.mark.parametrize(
     ("settings", "pods", "cpus", "gpus"),
     [
@@ -164,26 +169,17 @@ def test_a_name_becomes_one_that_kubernetes_takes(text: str, longest: int, label
         ({"resources__workers": 3}, 3, 1, 1),
         ({"resources__workers": 3, "resources__gpus_per_worker": 0}, 3, 1, 0),
         ({"resources__workers": 2, "resources__gpus_per_worker": 2}, 2, 1, 2),
+        ({"kind": "search", "search__concurrent": 4, "resources__workers": 2}, 8, 1, 1),
+        ({"kind": "search", "search__concurrent": 4, "resources__workers": 0}, 4, 1, 1),
         (
-            {
-                "kind": "search",
-                "search__concurrent": 5,
-                "resources__gpus_per_worker": 0.25,
-                "resources__cpus_per_worker": 1.5,
-            },
+            SHARED | {"search__concurrent": 5, "resources__gpus_per_worker": 0.25, "resources__cpus_per_worker": 1.5},
             2,
             6,
             1,
         ),
-        ({"kind": "search", "search__concurrent": 4, "resources__workers": 2}, 8, 1, 1),
-        ({"kind": "search", "search__concurrent": 4, "resources__workers": 0}, 4, 1, 1),
-        (
-            {"kind": "search", "search__concurrent": 6, "resources__workers": 1, "resources__gpus_per_worker": 0.5},
-            3,
-            2,
-            1,
-        ),
-        ({"kind": "search", "resources__workers": 1}, 1, 1, 1),
+        (SHARED | {"search__concurrent": 6, "resources__gpus_per_worker": 0.5}, 3, 2, 1),
+        (SHARED, 1, 1, 1),
+        (EXPORT | {"resources__workers": 4, "resources__gpus_per_worker": 2}, 1, 1, 1),
     ],
 )
 def test_pods_hold_what_the_spec_asks_for(settings: dict[str, Any], pods: int, cpus: int, gpus: int) -> None:
@@ -199,8 +195,9 @@ def test_pods_hold_what_the_spec_asks_for(settings: dict[str, Any], pods: int, c
     each = 1.0 if asked.gpus_per_worker is None else asked.gpus_per_worker
     at_once = (spec.search.concurrent or 1) if spec.kind == "search" else 1
     workers = max(1, asked.workers) * at_once
-    assert pods * cpus >= workers * asked.cpus_per_worker
-    assert pods * gpus >= workers * each
+    if spec.kind != "export":  # which does all in one task
+        assert pods * cpus >= workers * asked.cpus_per_worker
+        assert pods * gpus >= workers * each
 
 
 def test_memory_grows_with_the_model_and_is_said_to_be_a_guess_for_an_unknown_one() -> None:
@@ -218,7 +215,7 @@ def test_memory_grows_with_the_model_and_is_said_to_be_a_guess_for_an_unknown_on
 
 
 def test_workers_go_where_they_are_told_and_the_head_stays_off_spot_nodes() -> None:
-    options = RenderOptions(IMAGE, spot=True, node_selector={"zone": "a"}, mounts=(Mount("data", "/data"),))
+    options = RenderOptions(IMAGE, spot=True, node_selector=("zone=a",), mounts=(Mount("data", "/data"),))
     cluster = by_kind(spec_of(), options)["RayJob"]["spec"]["rayClusterSpec"]
     worker = cluster["workerGroupSpecs"][0]["template"]["spec"]
     head = cluster["headGroupSpec"]["template"]["spec"]
@@ -265,18 +262,47 @@ def test_nothing_that_a_shell_would_change_is_in_the_metadata() -> None:
     assert not any(set('$`"\\') & set(value) for value in metadata.values())
 
 
+def test_a_spec_that_is_another_gets_another_config_map_also_where_it_makes_no_other_job() -> None:
+    """A ConfigMap of the same name and another content would be refused: it cannot be changed."""
+    for options in (OPTIONS, RenderOptions(IMAGE, schedule="@daily")):
+        one, other = (
+            by_kind(spec_of(resources__wait_s=wait_s, resources__gpus_per_worker=1), options) for wait_s in (300, 1000)
+        )
+        assert one["ConfigMap"]["metadata"]["name"] != other["ConfigMap"]["metadata"]["name"]
+        kind = "RayJob" if options is OPTIONS else "CronJob"
+        assert one[kind]["metadata"]["name"] == other[kind]["metadata"]["name"]
+        assert f"name: {one['ConfigMap']['metadata']['name']}\n" in yaml.safe_dump(one[kind])
+
+
+def test_a_rayjob_that_is_not_called_as_its_run_says_where_the_results_go() -> None:
+    spec = spec_of(name="my_long.name")
+
+    assert any(spec.root in note for note in render(spec, OPTIONS).notes)
+    assert not any("RayJob is called" in note for note in render(spec_of(name="plain"), OPTIONS).notes)
+
+
+def test_a_scheduled_job_says_what_its_cluster_must_have() -> None:
+    scheduled = RenderOptions(IMAGE, schedule="@daily")
+
+    with pytest.raises(SpecError, match="gpus_per_worker: is not set"):
+        render(spec_of(), scheduled)
+    spec = spec_of(resources__gpus_per_worker=2, resources__cpus_per_worker=8)
+    assert "8 CPUs and 2 GPUs for each worker" in " ".join(render(spec, scheduled).notes)
+
+
 def test_with_a_queue_the_job_is_suspended_and_gives_its_room_back() -> None:
     job = by_kind(spec_of(), RenderOptions(IMAGE, queue="speech"))["RayJob"]
 
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "speech"
     assert (job["spec"]["suspend"], job["spec"]["shutdownAfterJobFinishes"]) == (True, True)
+    assert job["spec"]["ttlSecondsAfterFinished"] == 0, "Kueue gives the room away at the job's end"
     assert "deletionStrategy" not in job["spec"]
     assert "enableInTreeAutoscaling" not in job["spec"]["rayClusterSpec"]
     assert "suspend" not in by_kind(spec_of())["RayJob"]["spec"]
 
 
 def test_a_schedule_is_a_cron_job_that_submits_under_a_name_of_its_own_each_time() -> None:
-    spec = spec_of(kind="search", name="x" * 40)
+    spec = spec_of(kind="search", name="x" * 40, resources__gpus_per_worker=1)
     options = RenderOptions(IMAGE, schedule="0 2 * * *", time_zone="Europe/Amsterdam", suspend=True, cluster="big")
     made = by_kind(spec, options)
     cron = made["CronJob"]["spec"]
@@ -303,7 +329,7 @@ def test_no_secret_of_this_machine_is_in_a_manifest(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, f"planted-{name}")
 
     for options in (OPTIONS, RenderOptions(IMAGE, schedule="@daily")):
-        assert "planted-" not in render(spec_of(), options).to_yaml()
+        assert "planted-" not in render(spec_of(resources__gpus_per_worker=1), options).to_yaml()
 
 
 # What is refused
@@ -328,12 +354,25 @@ def test_everything_that_the_pods_would_not_see_is_told_at_once(tmp_path: Path) 
     [
         ({"image": "Registry/UPPER"}, "--image", "REGISTRY/NAME:TAG"),
         ({"image": "two words"}, "--image", "no name of an image"),
-        ({"namespace": "Not_One"}, "--namespace", "small letters"),
-        ({"cluster": "a" * 54}, "--cluster", "53"),
+        ({"namespace": "Not_One"}, "--namespace", "no name that Kubernetes takes"),
+        ({"schedule": "@daily", "cluster": "a" * 54}, "--cluster", "53"),
         ({"queue": "A_b"}, "--queue", "LocalQueue"),
         ({"memory": "lots"}, "--memory", "24Gi"),
         ({"memory": "16G"}, "--memory", "24Gi"),
-        ({"node_selector": {"a b": "c"}}, "--node-selector", "KEY=VALUE"),
+        ({"node_selector": ("a b=c",)}, "--node-selector", "KEY=VALUE"),
+        ({"node_selector": ("gpu",)}, "--node-selector", "KEY=VALUE"),
+        ({"node_selector": ("a=b", "a=c")}, "--node-selector", "twice"),
+        ({"memory": "1Gi"}, "--memory", "4Gi or more"),
+        ({"time_zone": "Etc/UTC"}, "--time-zone", "--schedule too"),
+        ({"suspend": True}, "--suspend", "--schedule too"),
+        ({"cluster": "big"}, "--cluster", "--schedule too"),
+        ({"schedule": "@daily", "spot": True}, "--spot", "k8s/overlays"),
+        ({"schedule": "@daily", "memory": "24Gi"}, "--memory", "k8s/overlays"),
+        ({"schedule": "@daily", "node_selector": ("a=b",)}, "--node-selector", "k8s/overlays"),
+        ({"schedule": "@daily", "mounts": (Mount("a", "/data"),)}, "--mount", "k8s/overlays"),
+        ({"image": "a" + ".a" * 200 + "!"}, "--image", "no name of an image"),
+        ({"mounts": (Mount("data", "/data/"),)}, "--mount", "at its end"),
+        ({"mounts": (Mount("data", "/home/ray"),)}, "--mount", "something else"),
         ({"mounts": (Mount("data", "data"),)}, "--mount", "absolute"),
         ({"mounts": (Mount("data", "/data/../etc"),)}, "--mount", "absolute"),
         ({"mounts": (Mount("data", "/tmp/x"),)}, "--mount", "something else"),
@@ -347,7 +386,7 @@ def test_everything_that_the_pods_would_not_see_is_told_at_once(tmp_path: Path) 
 )
 def test_a_bad_option_is_named_with_the_way_out(options: dict[str, Any], flag: str, said: str) -> None:
     with pytest.raises(SpecError) as caught:
-        render(spec_of(), RenderOptions(**({"image": IMAGE} | options)))
+        render(spec_of(resources__gpus_per_worker=1), RenderOptions(**({"image": IMAGE} | options)))
 
     (fault,) = caught.value.faults
     assert fault.where == flag
@@ -356,7 +395,8 @@ def test_a_bad_option_is_named_with_the_way_out(options: dict[str, Any], flag: s
 
 def test_one_root_for_every_night_is_refused() -> None:
     with pytest.raises(SpecError, match=r"training\.outdir: .* one root for all nights"):
-        render(spec_of(training__outdir="s3://speech/one"), RenderOptions(IMAGE, schedule="@daily"))
+        spec = spec_of(training__outdir="s3://speech/one", resources__gpus_per_worker=0)
+        render(spec, RenderOptions(IMAGE, schedule="@daily"))
 
 
 @pytest.mark.parametrize(
@@ -457,7 +497,7 @@ def test_a_refused_manifest_uploads_nothing(folder: Path) -> None:
 
 
 def test_every_pod_of_a_manifest_is_found() -> None:
-    assert [place for place, _ in pod_templates(by_kind(spec_of())["RayJob"])] == [
+    assert [place for place, _, _ in pod_templates(by_kind(spec_of())["RayJob"])] == [
         "spec.rayClusterSpec.headGroupSpec.template",
         "spec.rayClusterSpec.workerGroupSpecs[0].template",
         "spec.submitterPodTemplate",

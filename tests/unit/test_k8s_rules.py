@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from manifests import CRDS, HOW_TO_GET_THEM, has_crds, needs_crds, problems
 
 from service.cli.main import cli
-from service.kubernetes import check
+from service.kubernetes import check, unknown_kinds
 
 K8S = Path(__file__).parents[2] / "k8s"
 HEAD = "spec.headGroupSpec.template.spec"
@@ -99,15 +100,21 @@ def test_what_is_shipped_breaks_no_rule(name: str) -> None:
         ("cluster", "metadata.annotations", {"ray.io/external-storage-namespace": "x"}, "exclude each other"),
         ("cluster", "spec.gcsFaultToleranceOptions.storage", {"size": "1Gi"}, "rocksdb"),
         ("cluster", "spec.gcsFaultToleranceOptions.backend", "rocksdb", "settings of Redis"),
-        ("cluster", "spec.gcsFaultToleranceOptions.redisAddress", GONE, "missing"),
         ("cluster", "spec.gcsFaultToleranceOptions.redisPassword", {"value": "hunter2"}, "refer to a secret"),
         ("cluster", "spec.autoscalerOptions.idleTimeoutSeconds", -1, "negative"),
         ("cluster", "spec.rayVersion", GONE, "must be given for a token"),
         ("cluster", "spec.rayVersion", "2.40.0", "2.52.0"),
         ("cluster", "spec.authOptions", {"mode": "disabled"}, "is not token"),
         ("cluster", "spec.authOptions.enableK8sTokenAuth", True, "exclude each other"),
-        ("cluster", "spec.networkPolicy", {"mode": "DenyAllIngress", "head": {"egressRules": [{}]}}, "restricts none"),
-        ("cluster", "spec.networkPolicy", {"workerGroups": [{"groupName": "others"}]}, "no worker group"),
+        ("cluster", "spec.networkPolicy", {"mode": "DenyAll"}, "feature gate RayClusterNetworkPolicy"),
+        ("cluster", "spec.tlsOptions", {"enabled": True}, "feature gate RayClusterMTLS"),
+        ("cluster", "spec.headGroupSpec.labels", {"a b": "c"}, "no label"),
+        ("cluster", "spec.workerGroupSpecs.0.labels", {"a": "c d"}, "no label"),
+        ("cluster", "spec.headGroupSpec.rayStartParams.redis-username", "x", "redisUsername"),
+        ("train", f"{JOB_HEAD}.containers.0.env", env("REDIS_USERNAME"), "redisUsername"),
+        ("cluster", "spec.autoscalerOptions.env", env("KUBERAY_GEN_AUTOSCALER_START_CMD"), "KubeRay's own"),
+        ("cluster", "spec.autoscalerOptions.securityContext", GONE, "capabilities"),
+        ("cluster", "spec.autoscalerOptions.env", env("MY_API_KEY", "hunter2"), "refer to a secret"),
         ("train", "metadata.name", "x" * 48, "47"),
         ("train", "metadata.name", "Turbo", "small letters"),
         ("train", "spec.rayClusterSpec", GONE, "neither"),
@@ -131,7 +138,9 @@ def test_what_is_shipped_breaks_no_rule(name: str) -> None:
         ("queued", "spec.shutdownAfterJobFinishes", GONE, "never given back"),
         ("queued", "spec.deletionStrategy", {"onSuccess": {}, "onFailure": {}}, "not for Kueue"),
         ("queued", "spec.rayClusterSpec.enableInTreeAutoscaling", True, "fixed number of pods"),
-        ("queued", "spec.rayClusterSpec.workerGroupSpecs", lambda groups: groups * 8, "more than the 7"),
+        ("queued", "spec.rayClusterSpec.workerGroupSpecs", lambda groups: groups * 7, "more than the 6"),
+        ("queued", "spec.rayClusterSpec.workerGroupSpecs.0.groupName", "submitter", "calls another one"),
+        ("queued", "spec.ttlSecondsAfterFinished", 600, "must be 0"),
         ("nightly", "metadata.name", "x" * 53, "52"),
         ("nightly", "spec.schedule", "every night", "fields"),
         ("nightly", "spec.concurrencyPolicy", "Allow", "Forbid"),
@@ -142,6 +151,56 @@ def test_what_the_operator_or_kueue_would_refuse_is_named(name: str, path: str, 
 
     assert any(said in str(fault) for fault in faults), faults
     assert all(fault.where.startswith(f"{GOOD[name]['kind']}/") for fault in faults)
+
+
+def test_a_sidecar_submitter_wants_a_head_that_is_not_begun_again() -> None:
+    broken = changed(
+        changed(GOOD["train"], "spec.submissionMode", "SidecarMode"), f"{JOB_HEAD}.restartPolicy", "Always"
+    )
+
+    assert any("must be Never in SidecarMode" in str(fault) for fault in check([broken]))
+
+
+@pytest.mark.parametrize("name", ["cluster", "queued", "nightly", "redis"])
+def test_whatever_a_manifest_holds_it_is_checked_without_a_crash(name: str) -> None:
+    for path in paths(GOOD[name]):
+        for value in (None, "text", 7, [], {}, [None], {"a": None}):
+            with contextlib.suppress(AssertionError):  # it was that already
+                check([changed(GOOD[name], path, value)])
+        check([changed(GOOD[name], path, GONE)])
+
+
+def paths(value: Any, prefix: str = "") -> list[str]:
+    """All places in a manifest whose names hold no dot."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = []
+    for key, one in inner:
+        if "." not in str(key):
+            found += [f"{prefix}{key}", *paths(one, f"{prefix}{key}.")]
+    return [path for path in found if path not in ("kind", "apiVersion")]
+
+
+def test_pods_of_other_kinds_are_looked_at_and_unknown_kinds_are_named() -> None:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p"},
+        "spec": {"hostNetwork": True, "containers": []},
+    }
+    nightly = {"kind": "RayCronJob", "metadata": {"name": "n"}, "spec": {"jobTemplate": GOOD["train"]["spec"]}}
+    bad = changed(nightly, "spec.jobTemplate.submitterPodTemplate.spec.securityContext.runAsUser", 0)
+
+    assert "hostNetwork" in str(check([pod]))
+    assert check([nightly]) == []
+    assert "another user than root" in str(check([bad]))
+    assert unknown_kinds([pod, nightly, {"kind": "RayService"}, GOOD["policy"]]) == ["RayService"]
+
+
+def test_a_variable_that_only_sounds_secret_and_more_dropped_capabilities_are_allowed() -> None:
+    fine = changed(GOOD["cluster"], f"{HEAD}.containers.0.env", env("TOKENIZERS_PARALLELISM", "false"))
+    fine = changed(fine, f"{HEAD}.containers.0.securityContext.capabilities.drop", ["ALL", "NET_RAW"])
+
+    assert check([fine]) == []
 
 
 # Every pod
