@@ -91,7 +91,7 @@ class Trainer:
         self.settings, self.revision = task.spec.training, task.revision
         self.runtime: Runtime = make_runtime(task.spec, self.storage, session)
         self.train_set, self.val_set = Dataset.from_file(task.train), Dataset.from_file(task.val)
-        self.ranks = VirtualRanks(task.spec.resources.workers, session.rank, session.workers)
+        self.ranks: Any = VirtualRanks(task.spec.resources.workers, session.rank, session.workers)
         self.schedule = Schedule(
             rows=len(self.train_set),
             per_dev_batch=self.settings.per_dev_batch,
@@ -274,9 +274,13 @@ class Trainer:
                     loss += float(part.detach())
                     self.runtime.backward(part)
         (loss,) = distributed.sum_numbers([loss], self.runtime.device)
+        self._finite(loss)
+        distributed.sum_gradients(self.parameters)
+        return loss
+
+    def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):
             raise DivergedError(self._diverged(f"the loss is {loss}"))
-        distributed.sum_gradients(self.parameters)
         return loss
 
     def _diverged(self, what: str) -> str:

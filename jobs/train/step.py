@@ -28,13 +28,18 @@ def forward_loss(model: Any, batch: Batch, device: torch.device, *, freeze_encod
     heard: dict[str, Any] = {"input_features": features_BMF}
     if freeze_encoder:
         # A tuple: with a fresh output object transformers would run the encoder again.
-        heard = {"encoder_outputs": (_hear(encoder_of(model), features_BMF),)}
+        heard = {"encoder_outputs": (hear(encoder_of(model), features_BMF),)}
     logits_BTV = model(**heard, decoder_input_ids=batch.inputs_BT.to(device), use_cache=False).logits
     labels_BT = batch.labels_BT.to(device)
+    return cross_entropy(logits_BTV, labels_BT)
+
+
+def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Summed over the label tokens; float32 scalar."""
     return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def _hear(encoder: Any, features_BMF: Tensor) -> Tensor:
+def hear(encoder: Any, features_BMF: Tensor) -> Tensor:
     """The encoder's output (B, P, D) as in inference: a checkpoint's config may ask for dropout in training."""
     was_training = encoder.training
     encoder.eval()
