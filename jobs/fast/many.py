@@ -1,7 +1,7 @@
 """Many adapters over one base: one forward and backward pass for all trials that are at work.
 
-The encoder is frozen: its output is computed once for each distinct batch, without gradients. Every trial has a PeftModel of
-its own, whose base weights are the shared ones; it is what is initialised, evaluated, saved and restored.
+The encoder is frozen: its output is computed once for each distinct batch, without gradients. Every trial has a
+PeftModel of its own, whose base weights are the shared ones; it is what is initialised, evaluated, saved and restored.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ class ManyAdapters:
             stack.begin()
         losses = [0.0] * len(works)
         for turn in range(max(len(work.passes) for work in works)):
-            for group in _alike([(index, work.passes[turn]) for index, work in enumerate(works) if turn < len(work.passes)]):
+            for group in _alike(
+                [(index, work.passes[turn]) for index, work in enumerate(works) if turn < len(work.passes)]
+            ):
                 found = self._pass([(works[index], batch) for index, batch in group], autocast)
                 for (index, _), loss in zip(group, found, strict=True):
                     losses[index] += loss
@@ -138,7 +140,9 @@ class ManyAdapters:
             # Trial by trial: the logits of all at once would be the largest thing by far.
             apart = hidden.detach().requires_grad_()
             losses = []
-            for (work, _), part, labels_BT in zip(group, apart.unflatten(0, inputs_NBT.shape[:2]), labels_NBT, strict=True):
+            for (work, _), part, labels_BT in zip(
+                group, apart.unflatten(0, inputs_NBT.shape[:2]), labels_NBT, strict=True
+            ):
                 loss = cross_entropy(self._model.proj_out(part), labels_BT.to(self.device)) / work.tokens
                 loss.backward()
                 losses.append(loss.detach())
@@ -188,4 +192,3 @@ def _padded(batches: list[Batch]) -> tuple[Tensor, Tensor]:
 
     inputs = torch.stack([pad(batch.inputs_BT, int(batch.inputs_BT[0, 0])) for batch in batches])
     return inputs, torch.stack([pad(batch.labels_BT, IGNORE) for batch in batches])
-

@@ -4,11 +4,11 @@ What one trial's PEFT layer computes, LoRA with g = 1 or DoRA with g = m / ||W +
 
     y = g * (W x + s B A d(x)) + b
 
-W x of all trials is one product. The trials' factors lie in one tensor each, padded with zeros to the largest rank; each
-trial's own parameters are views of them, so that its optimizer, its checkpoints and its PEFT model see nothing of this.
+W x of all trials is one product. The trials' factors lie in one tensor each, padded with zeros to the largest rank;
+each trial's own parameters are views of them, so that its optimizer, checkpoints and PEFT model see nothing of this.
 
-With dropout d(x), PEFT's DoRA has W x + b + (g - 1) W d(x) + g s B A d(x): that is another function, which the trial alone
-has only with `engine.dora_dropout: branch` as here.
+With dropout d(x), PEFT's own DoRA is another function, W x + b + (g - 1) W d(x) + g s B A d(x); what is computed here
+is that of `engine.dora_dropout: branch`.
 
 Shapes: N trials, B clips, T positions of text, P of audio, I in, O out, R rank; M = B T or B P.
 """
@@ -63,7 +63,9 @@ class Stack:
         scales = [0.0 if layer is None else layer.scaling[ADAPTER_NAME] for layer in layers]
         self.scale_N = torch.tensor(scales, device=device)
         self.is_dora = [layer is not None and ADAPTER_NAME in layer.lora_magnitude_vector for layer in layers]
-        self.dropouts = [0.0 if layer is None else getattr(layer.lora_dropout[ADAPTER_NAME], "p", 0.0) for layer in layers]
+        self.dropouts = [
+            0.0 if layer is None else getattr(layer.lora_dropout[ADAPTER_NAME], "p", 0.0) for layer in layers
+        ]
         self._squares_O = base.weight.detach().float().square().sum(1) if any(self.is_dora) else None
         self._norms: tuple[Any, Tensor] | None = None
         self._parameters: list[tuple[nn.Parameter, Tensor, Any]] = []

@@ -23,7 +23,7 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
     "training": {"outdir"},
     "data": {"prefetch", "threads"},
     "engine": {"keep_checkpoints", "report_to", "threads", "timeout_s"},
-    "search": {"concurrent", "max_failures"},
+    "search": {"concurrent", "engine", "max_failures"},
     "resources": {"min_workers", "gpus_per_worker", "cpus_per_worker", "wait_s", "max_failures"},
 }
 """What changes the result by rounding at most: where artifacts go, what is kept of them, on what it is computed."""

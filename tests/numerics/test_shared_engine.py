@@ -14,7 +14,7 @@ from engine import job, keeping, run_engine, saved_adapter
 from jobs.prepare import prepare
 from jobs.search.runner import TrialRun
 from jobs.search.shared.engine import SharedEngine
-from service.errors import DivergedError, StoppedError
+from service.errors import DivergedError, StoppedError, WhisperJobsError
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -41,7 +41,12 @@ def spec_of(tiny: Path, tones: Path, tmp_path: Path) -> Callable[..., JobSpec]:
 def data(spec_of: Callable[..., JobSpec]) -> Storage:
     """The root with the rows that all trials train on."""
     spec = spec_of("data")
-    prepare(spec, spec.root, {"train": str(spec.training.train_csv), "val": str(spec.training.val_csv)}, str(spec.training.base_model))
+    prepare(
+        spec,
+        spec.root,
+        {"train": str(spec.training.train_csv), "val": str(spec.training.val_csv)},
+        str(spec.training.base_model),
+    )
     return Storage(spec.root)
 
 
@@ -56,7 +61,7 @@ def run_together(
         try:
             for event in engine.events(run, stopping[index] if stopping else lambda: False):
                 said[index].append(event)
-        except Exception as error:  # told to the test
+        except WhisperJobsError as error:
             said[index].append(error)
 
     threads = [threading.Thread(target=go, args=(index,)) for index in range(len(specs))]

@@ -1,4 +1,4 @@
-"""What trials in one process share: the base model, its twin under all of their adapters, the batches, and the device."""
+"""What trials in one process share: the base model, its twin under all of their adapters, and the batches."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The training engine of one trial among others: its own schedule, optimizer and checkpoints, and gradients from the step
-that all trials make together."""
+"""The training engine of one trial among others: with a schedule, an optimizer and checkpoints of its own, and
+gradients from the step that all trials make together."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class SharedTrainer(Trainer):
 
 
 class Streams:
-    """The random numbers of one trial in a process of many, in place of the process's own. They are those that the trial
-    alone would draw for its dropout, and are kept in the same form.
+    """The random numbers of one trial in a process of many, in place of the process's own. They are those that the
+    trial alone would draw for its dropout, and are kept in the same form.
 
     Args:
         device: where dropout draws.
