@@ -8,7 +8,7 @@ and the same until a step changes A or B. With g = m / n, and n detached as PEFT
 
 which is one product with W, one of low rank, and one scale. It equals PEFT's at dropout 0 and in evaluation. In
 training PEFT drops the input of a base product too, y = W x + b + (g - 1) * W d(x) + g * s B A d(x), and no scale gives
-that. The branch alone can be dropped: y = g * (W x + s B A d(x)) + b.
+that. The input of the low-rank branch alone can be dropped: y = g * (W x + s B A d(x)) + b.
 
 Letters after names: T tokens, I in features, O out features, R rank.
 """
@@ -199,6 +199,7 @@ class _Layer:
             or layer.active_adapters != [ADAPTER_NAME]
             or (drops and not self._branch)
             or base.weight.requires_grad
+            or (base.bias is not None and base.bias.requires_grad)
         ):
             output: Tensor = Linear.forward(layer, x, *args, **kwargs)
             return output
