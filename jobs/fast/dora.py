@@ -113,7 +113,7 @@ class FastDora:
 
     A layer notices by itself that A, B, W or the scale have changed, and norms that were kept are then made anew: when
     parameters are assigned, loaded, or changed in place. Two ways of changing them leave no trace: an optimizer with
-    `fused=True`, and `parameter.data.add_(...)`. After those, call `refresh`.
+    `fused=True`, and `parameter.data.add_(...)`. After those, call `refresh`; where it was W, `speed_up` anew.
     """
 
     def __init__(self, layers: dict[str, _Layer]) -> None:
