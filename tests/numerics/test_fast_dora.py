@@ -81,7 +81,8 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
 
 def relative(one: Tensor, other: Tensor) -> float:
     """Norm of the difference over the norm of the other."""
-    return float((one.double() - other.double()).norm() / other.double().norm())
+    one, other = one.detach().double(), other.detach().double()
+    return float((one - other).norm() / other.norm())
 
 
 def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], bound: float) -> None:
@@ -182,11 +183,12 @@ class TestTheMathematics:
             name: tensor for name, tensor in saved_start(theirs).items() if "magnitude" in name or "lora_B" in name
         }
         final = [run.adapter(7) for run in runs]
-        for name, start in begun.items():
-            moved = float((final[1][name] - start).norm())
-            print(f"{name}: apart {float((final[0][name] - final[1][name]).norm()) / moved:.1e} of the way")
-            # AdamW's first steps have the size of the learning rate, whatever the gradient's, and so has rounding.
-            assert float((final[0][name] - final[1][name]).norm()) < 1e-2 * moved, name
+        apart = {
+            name: float((final[0][name] - final[1][name]).norm() / (final[1][name] - start).norm())
+            for name, start in begun.items()
+        }
+        print(f"apart by {max(apart.values()):.1e} of the way that was trained")
+        assert max(apart.values()) < 1e-4
         assert ours.steps("loss") == pytest.approx(theirs.steps("loss"), rel=1e-5)
 
 
@@ -386,7 +388,7 @@ class TestPrecision:
 
     @pytest.mark.parametrize(
         ("base", "adapter", "bound"),
-        [(torch.float32, None, 1.1), (torch.bfloat16, None, 1.1), (torch.bfloat16, torch.bfloat16, 0.8)],
+        [(torch.float32, None, 1.05), (torch.bfloat16, None, 1.05), (torch.bfloat16, torch.bfloat16, 0.7)],
         ids=["autocast", "bfloat16 base", "bfloat16 base and adapters"],
     )
     def test_errors_are_no_larger_than_pefts(
@@ -438,7 +440,7 @@ class TestPrecision:
             with torch.autocast("cpu", torch.bfloat16):
                 errors[fast] = relative(logits_of(model, batch), truth)
         print(f"relative errors of logits: ours {errors[True]:.2e}, PEFT's {errors[False]:.2e}")
-        assert errors[True] < 1.1 * errors[False]
+        assert errors[True] < 1.05 * errors[False]
 
     @pytest.mark.gpu
     def test_on_a_gpu_it_is_peft_too(self, tiny: Path, tones: Path) -> None:
