@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.adapter import ADAPTER_NAME
+from jobs.fast.dora import row_norms, row_squares
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Stack:
         self.dropouts = [
             0.0 if layer is None else getattr(layer.lora_dropout[ADAPTER_NAME], "p", 0.0) for layer in layers
         ]
-        self._squares_O = base.weight.detach().float().square().sum(1) if any(self.is_dora) else None
+        self._squares_O = row_squares(base.weight.detach()) if any(self.is_dora) else None
         self._norms: tuple[Any, Tensor] | None = None
         self._parameters: list[tuple[nn.Parameter, Tensor, Any]] = []
         for index, layer in enumerate(layers):
@@ -126,24 +127,9 @@ class Stack:
         state = tuple(parameter._version for parameter, _, _ in self._parameters)
         if self._norms is None or self._norms[0] != state:
             assert self._squares_O is not None
-            with torch.no_grad(), torch.autocast(self.a_NRI.device.type, enabled=False):
-                found = row_norms(self.base.weight, self._squares_O, self.a_NRI, self.b_NRO, self.scale_N)
+            found = row_norms(self.base.weight, self._squares_O, self.a_NRI, self.b_NRO.mT, self.scale_N)
             self._norms = (state, found)
         return self._norms[1]
-
-
-def row_norms(weight_OI: Tensor, squares_O: Tensor, a_NRI: Tensor, b_NRO: Tensor, scale_N: Tensor) -> Tensor:
-    """||W + s B A|| by rows, without W + s B A: ||W||^2 + 2 s B.(W A^T) + s^2 B (A A^T) B^T, in float32.
-
-    Returns:
-        float32 (N, O).
-    """
-    cross_NRO = a_NRI @ weight_OI.float().T
-    gram_NRR = a_NRI @ a_NRI.transpose(1, 2)
-    scale = scale_N[:, None]
-    squared = squares_O + 2 * scale * (b_NRO * cross_NRO).sum(1) + scale**2 * (b_NRO * (gram_NRR @ b_NRO)).sum(1)
-    # Where the update takes the weight away, rounding may leave less than nothing.
-    return squared.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
 
 
 class StackedLinear(nn.Module):

@@ -32,6 +32,7 @@ from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
 from jobs.convert import save_published
 from jobs.evaluate import evaluate, from_lines, to_lines
 from jobs.failures import inputs_that_were_there
+from jobs.fast.dora import speed_up
 from jobs.init_data import InitClips
 from jobs.inits import INITIAL, begin, initial_sha256, without_adapter
 from jobs.model import Whisper, load_whisper
@@ -159,6 +160,7 @@ class Trainer:
         self.model = begin(self.whisper.model, self.settings, self.storage, self.session.rank, self._init_clips)
         if self.spec.engine.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.dora = speed_up(self.model, self.spec.engine.dora_dropout, fast=self.spec.engine.fast_dora)
         self.before = snapshot(self.model)
         self.parameters = [parameter for _, parameter in trainable_parameters(self.model)]
         optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay)
@@ -242,6 +244,7 @@ class Trainer:
         if not self.runtime.skipped(self.optimizer):
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.dora.refresh()
         self.progress.step += 1
         for window in (self.window, self.whole):
             window.add(loss, self.schedule, self.progress.step)
@@ -382,10 +385,11 @@ class Trainer:
 
     def _score_saved(self) -> dict[str, Any]:
         """Score what was published: the adapter's files on a base read anew, not what is in memory."""
-        del self.model, self.optimizer, self.scheduler, self.parameters, self.whisper.model
+        del self.model, self.dora, self.optimizer, self.scheduler, self.parameters, self.whisper.model
         gc.collect()
         self.whisper = self._load_base()
         model = load_adapter(self.whisper.model, self.storage.fetch(ADAPTER)).to(self.runtime.device)
+        speed_up(model, fast=self.spec.engine.fast_dora)
         utterances, summary = self._evaluate(model, "tuned", self.spec.evaluation.bootstrap)
         if self.session.rank == 0:
             self.storage.write_text(TUNED_LINES, to_lines(utterances))

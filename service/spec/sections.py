@@ -79,6 +79,18 @@ class EngineConfig(Spec):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
+    fast_dora: bool = True
+    """Compute DoRA at LoRA's cost: the norms n of the rows of W + s B A once per optimizer step, in float32, from
+    ||W||^2 + 2 s B . (W A^T) + s^2 B . (B A A^T), and each layer as y = g * (W x + s B A x) + b with g = m / n. False:
+    PEFT's own layers, which compute the norms anew from all of W + s B A in every forward pass, in training and for
+    every token in transcribing. The results differ by rounding."""
+
+    dora_dropout: Literal["branch", "peft"] = "branch"
+    """What `lora_dropout` drops with DoRA in training, d(x) being x with elements dropped: `branch` the input of the
+    low-rank branch, as LoRA does, y = g * (W x + s B A d(x)) + b; `peft` what PEFT drops, the input of a base product
+    too, y = W x + b + (g - 1) * W d(x) + g * s B A d(x), which `fast_dora` cannot speed up. The two are the same at a
+    dropout of 0, and in evaluation always."""
+
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
 

@@ -33,6 +33,9 @@ def _reasons(spec: JobSpec) -> Iterator[str]:
         yield f"resources.workers is {spec.resources.workers}: a trial spreads over several processes"
     if spec.training.fp16:
         yield "training.fp16 scales each trial's loss in a way of its own"
+    drops = any(_values(spec, "use_dora")) and any(_values(spec, "lora_dropout"))
+    if drops and spec.engine.dora_dropout == "peft":
+        yield "engine.dora_dropout is peft: another function for each trial's dropout"
     if spec.engine.gradient_checkpointing:
         yield "engine.gradient_checkpointing recomputes what the trials share"
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from jobs.adapter import attach, trainable_parameters
 from jobs.batches import Batch, Loader
 from jobs.fast.many import ManyAdapters, Work
-from jobs.fast.stack import row_norms
 from jobs.model import load_whisper
 from jobs.prepare import prepare, split_file
 from jobs.train.step import forward_loss
@@ -160,20 +159,3 @@ def test_trials_come_and_go_and_optimizers_write_through(whisper: Any, batches: 
     for name, model in models.items():
         for (path, one), (_, other) in zip(trainable_parameters(model), trainable_parameters(twins[name]), strict=True):
             assert float((one - other).detach().abs().max()) < 2e-5, (name, path)
-
-
-def test_norms_without_the_sum_are_those_of_the_sum() -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def some(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    weight, a, b, scale = some(40, 24), some(3, 5, 24), some(3, 5, 40), torch.tensor([0.5, 2.0, -1.0])
-    expected = (weight.double() + scale[:, None, None].double() * b.double().mT @ a.double()).norm(dim=2)
-    found = row_norms(weight, weight.square().sum(1), a, b, scale)
-
-    assert float((found - expected).abs().max()) < 1e-5 * float(expected.max())
-    # An update that takes the weight away altogether leaves nothing, and no NaN.
-    rank_one = some(40, 1) @ some(1, 24)
-    left = row_norms(rank_one, rank_one.square().sum(1), -torch.eye(24)[None], rank_one.T[None], torch.ones(1))
-    assert bool(torch.isfinite(left).all())
