@@ -107,10 +107,12 @@ class KeptOutputs:
             self.train = outputs.of("train", keep=shared or spec.training.epochs > 1)
 
     def report(self) -> str:
-        """What is kept, in words; empty: nothing, or it was said before."""
-        if self._told or not (rows := self.outputs.rows()):
+        """What is kept, in words, or why nothing is; empty: it was said before, or there is nothing to say."""
+        rows, troubles = self.outputs.rows(), self.outputs.troubles()
+        if self._told or not (rows or troubles):
             return ""
         self._told = True
         clips = " and ".join(f"{count:,} {name} clips" for name, count in sorted(rows.items()))
         places = ", ".join(f"{each.rows:,} {each.name}" for each in self.outputs.places if each.rows)
-        return escape("; ".join([f"encoder outputs of {clips} are kept: {places}", *self.outputs.troubles()]))
+        kept = f"encoder outputs of {clips} are kept: {places}" if rows else "no encoder output is kept"
+        return escape("; ".join([kept, *troubles]))
