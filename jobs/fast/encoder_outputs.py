@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jobs.fast.places import Memory, Place
+from jobs.fast.places import DeviceMemory, Place
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """By the precision that a run computes in."""
@@ -177,25 +177,3 @@ class Heard:
             encode: the encoder.
         """
         return self._split.complete(self._rows, list(self._found), features_NMF, encode)
-
-
-class DeviceMemory(Memory):
-    """Memory of a GPU, none of which is taken before training has shown how much it needs itself.
-
-    Args:
-        device: the GPU.
-        limit: bytes that it may take; None: half of what training leaves.
-    """
-
-    def __init__(self, device: torch.device, limit: int | None) -> None:
-        super().__init__("in the GPU's memory", device, limit or 0)
-        self._automatic = limit is None
-
-    def settle(self) -> None:
-        """Take half of what has never been in use."""
-        if not self._automatic:
-            return
-        self._automatic = False
-        free, _ = torch.cuda.mem_get_info(self._device)
-        ours = torch.cuda.memory_reserved(self._device)
-        self.limit = max(0, free + ours - torch.cuda.max_memory_allocated(self._device)) // 2

@@ -106,6 +106,28 @@ class Memory:
         return True
 
 
+class DeviceMemory(Memory):
+    """Memory of a GPU, none of which is taken before training has shown how much it needs itself.
+
+    Args:
+        device: the GPU.
+        limit: bytes that it may take; None: half of what training leaves.
+    """
+
+    def __init__(self, device: torch.device, limit: int | None) -> None:
+        super().__init__("in the GPU's memory", device, limit or 0)
+        self._automatic = limit is None
+
+    def settle(self) -> None:
+        """Take half of what has never been in use."""
+        if not self._automatic:
+            return
+        self._automatic = False
+        free, _ = torch.cuda.mem_get_info(self._device)
+        ours = torch.cuda.memory_reserved(self._device)
+        self.limit = max(0, free + ours - torch.cuda.max_memory_allocated(self._device)) // 2
+
+
 class Disk:
     """A file without a name: however the process ends, its space is free again.
 
@@ -113,11 +135,13 @@ class Disk:
 
     Args:
         folder: where the file lies.
+        limit: bytes that it may take.
         reserve: bytes of the disk that stay free.
         pinned: whether what is read lies in memory that a GPU copies from by itself.
     """
 
-    def __init__(self, folder: Path, reserve: int, *, pinned: bool = False) -> None:
+    def __init__(self, folder: Path, limit: int, reserve: int, *, pinned: bool = False) -> None:
+        self._limit = limit
         self.name, self.rows, self.trouble = "on disk", 0, ""
         self._folder, self._reserve, self._pinned = folder, reserve, pinned
         self._file: IO[bytes] | None = None
@@ -125,11 +149,11 @@ class Disk:
 
     def put(self, row: Tensor) -> int | None:
         """See Place."""
-        if self.trouble:
+        size = _bytes_of(row)
+        if self.trouble or (self.rows + 1) * size > self._limit:
             return None
         try:
             file = self._file or self._open(row)
-            size = _bytes_of(row)
             found = os.fstatvfs(file.fileno())
             if found.f_bavail * found.f_frsize - size < self._reserve:
                 return None

@@ -8,19 +8,23 @@ numbers.
 from __future__ import annotations
 
 import functools
+import sys
 from pathlib import Path
 
 import torch
 from rich.markup import escape
 
-from jobs.fast.encoder_outputs import DeviceMemory, EncoderOutputs, Origin, SplitOutputs
-from jobs.fast.places import Disk, Memory, Place, available_memory, is_in_memory
+from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
+from jobs.fast.places import DeviceMemory, Disk, Memory, Place, available_memory, is_in_memory
 from service.spec.job import JobSpec
 from service.storage import sha256_of
 from service.storage.cache import cache_folder
 
-DISK_RESERVE = 4 * 2**30
-"""Bytes of the disk that stay free, and no less than a tenth of it."""
+DISK_RESERVE = 8 * 2**30
+"""Bytes of the disk that stay free."""
+
+AUTO_DISK = 16 * 10**9
+"""Bytes of the disk that a worker takes without being asked to: a pod that takes more than it may is ended."""
 
 
 def origin_of(
@@ -66,7 +70,7 @@ def _places(spec: JobSpec, device: torch.device) -> list[Place]:
     if where in ("auto", "disk"):
         folder = cache_folder()
         if where == "disk" or not is_in_memory(folder):
-            found.append(Disk(folder, DISK_RESERVE, pinned=on_gpu))
+            found.append(Disk(folder, AUTO_DISK if where == "auto" else sys.maxsize, DISK_RESERVE, pinned=on_gpu))
     return found
 
 

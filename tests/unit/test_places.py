@@ -27,7 +27,7 @@ def row(number: int, dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rows_come_back_to_the_last_bit(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
-    place: Place = Memory("here", CPU, 10**6) if kind == "memory" else Disk(tmp_path / "new", 0)
+    place: Place = Memory("here", CPU, 10**6) if kind == "memory" else Disk(tmp_path / "new", 10**6, 0)
     numbers = [place.put(row(number, dtype)) for number in range(300)]
     assert numbers == list(range(300))
     with ThreadPoolExecutor(4) as pool:
@@ -38,8 +38,9 @@ def test_rows_come_back_to_the_last_bit(tmp_path: Path, kind: str, dtype: torch.
 
 
 @pytest.mark.parametrize(("limit", "rows"), [(0, 0), (139, 0), (140, 1), (140 * 9 + 139, 9), (140 * 300, 300)])
-def test_memory_takes_no_more_than_its_limit(limit: int, rows: int) -> None:
-    place = Memory("here", CPU, limit)
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_a_place_takes_no_more_than_its_limit(tmp_path: Path, kind: str, limit: int, rows: int) -> None:
+    place: Place = Memory("here", CPU, limit) if kind == "memory" else Disk(tmp_path, limit, 0)
     found = [place.put(row(number)) for number in range(301)]
     assert found == [*range(rows), *[None] * (301 - rows)]
     assert (place.rows, place.trouble) == (rows, "")
@@ -60,14 +61,14 @@ def test_memory_that_cannot_be_had_is_no_error() -> None:
 
 def test_a_reserve_of_the_disk_stays_free(tmp_path: Path) -> None:
     found = os.statvfs(tmp_path)
-    place = Disk(tmp_path, found.f_blocks * found.f_frsize)
+    place = Disk(tmp_path, 10**6, found.f_blocks * found.f_frsize)
     assert place.put(row(0)) is None
     assert (place.rows, place.trouble) == (0, "")
 
 
 def test_a_disk_that_is_full_keeps_what_it_has(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "64k"):
-        place = Disk(tmp_path / "disk", NEVER_FULL)
+        place = Disk(tmp_path / "disk", 10**6, NEVER_FULL)
         numbers = [place.put(row(number)) for number in range(1000)]
         assert 400 < place.rows < 500
         assert numbers[place.rows :] == [None] * (1000 - place.rows)
@@ -77,13 +78,13 @@ def test_a_disk_that_is_full_keeps_what_it_has(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_none_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    place = Disk(tmp_path / "file", 0)
+    place = Disk(tmp_path / "file", 10**6, 0)
     assert place.put(row(0)) is None
     assert place.trouble == f"{tmp_path / 'file'}: File exists"
 
 
 def test_a_row_that_was_cut_off_is_told(tmp_path: Path) -> None:
-    place = Disk(tmp_path, 0)
+    place = Disk(tmp_path, 10**6, 0)
     place.put(row(0))
     assert place._file is not None
     place._file.truncate(10)
@@ -94,7 +95,7 @@ def test_a_row_that_was_cut_off_is_told(tmp_path: Path) -> None:
 def test_a_kept_row_that_cannot_be_read_is_computed_anew(tmp_path: Path) -> None:
     from jobs.fast.encoder_outputs import EncoderOutputs, Origin
 
-    place = Disk(tmp_path, 0)
+    place = Disk(tmp_path, 10**6, 0)
     outputs = EncoderOutputs(Origin("base", None, "sdpa", "no", "cpu", (("train", "sha"),)), CPU, [place])
     outputs.keep("train", 3, row(3))
     assert outputs.rows() == {"train": 1}
