@@ -317,3 +317,28 @@ def test_a_stopped_run_that_keeps_goes_on_to_the_same_bits(
     assert len(losses) == STEPS
     assert losses == kept[0].steps("loss")
     assert result["training"]["history"] == kept[0].result["training"]["history"]
+
+
+@pytest.mark.gpu
+@pytest.mark.setting("engine.keep_encoder", "engine.keep_encoder_gb")
+@pytest.mark.parametrize(
+    ("engine", "where"),
+    [
+        ({"keep_encoder_gb": 1}, "18 in the GPU's memory"),
+        ({"keep_encoder": "device", "keep_encoder_gb": 1}, "18 in the GPU's memory"),
+        ({"keep_encoder": "host"}, "18 in main memory"),
+        ({"keep_encoder": "disk"}, "18 on disk"),
+        ({}, "clips are kept"),
+    ],
+)
+def test_on_a_gpu_the_run_is_the_one_in_which_the_encoder_runs_each_time(
+    tiny: Path, tones: Path, tmp_path: Path, engine: dict[str, Any], where: str
+) -> None:
+    runs = {}
+    for name, each in (("kept", engine), ("off", {"keep_encoder": "off"})):
+        sections = {"engine": each, "resources": {"gpus_per_worker": 1}}
+        runs[name] = watched_run(job(tiny, tones, tmp_path / name, sections, **FROZEN | {"lora_dropout": 0.0}))
+    (run, calls), (reference, _) = runs["kept"], runs["off"]
+    assert run.steps("loss") == pytest.approx(reference.steps("loss"), rel=0.02)
+    assert sum(calls) == TRAIN + 2 * VAL, "the first epoch, the validation set, and that again in the proof"
+    assert where in notices(run)[0]
