@@ -7,6 +7,7 @@ PeftModel of its own, whose base weights are the shared ones; it is what is init
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,7 +172,10 @@ class ManyAdapters:
 
     def hear(self, batch: Batch) -> Tensor:
         """The encoder's output of a batch (B, P, D)."""
-        return hear(self._base.model.encoder, batch.features_BMF.to(self.device, non_blocking=True))
+        encode = functools.partial(hear, self._base.model.encoder)
+        if batch.heard is not None:
+            return batch.heard.complete(batch.features_BMF, encode)
+        return encode(batch.features_BMF.to(self.device, non_blocking=True))
 
 
 def _alike(batches: list[tuple[int, Batch]]) -> list[list[tuple[int, Batch]]]:

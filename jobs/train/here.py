@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.stopping import StopSignals
 from service.spec.job import JobSpec
 from service.storage import Storage
+
+if TYPE_CHECKING:
+    pass
 
 
 def train_here(

@@ -22,7 +22,15 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
     "storage": True,
     "training": {"outdir"},
     "data": {"prefetch", "threads"},
-    "engine": {"fast_dora", "keep_checkpoints", "report_to", "threads", "timeout_s"},
+    "engine": {
+        "fast_dora",
+        "keep_checkpoints",
+        "keep_encoder",
+        "keep_encoder_gb",
+        "report_to",
+        "threads",
+        "timeout_s",
+    },
     "search": {"concurrent", "engine", "max_failures"},
     "resources": {"min_workers", "gpus_per_worker", "cpus_per_worker", "wait_s", "max_failures"},
 }

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from jobs.batches import Batch, Loader
+from jobs.fast.encoder_outputs import EncoderOutputs, Origin
 from jobs.fast.many import ManyAdapters, Work
 from jobs.model import Whisper, load_whisper
 from jobs.search.runner import Event, TrialRun, stream
@@ -19,6 +20,7 @@ from jobs.search.shared.lockstep import Lockstep
 from jobs.search.shared.trainer import SharedTrainer
 from jobs.stopping import StopSignals
 from jobs.train.here import train_here
+from jobs.train.kept import make_outputs
 from service.spec.job import JobSpec
 
 _KEPT_BATCHES = 64
@@ -41,6 +43,7 @@ class SharedEngine:
         self._many = ManyAdapters(self._whisper.model)
         self._step: Lockstep[tuple[Work, Any], float] = Lockstep(self._compute)
         self._batches = Batches()
+        self._outputs: dict[Origin, EncoderOutputs] = {}
         self.alone = threading.RLock()
         """Held by who draws from the process's random numbers."""
         self.scoring = threading.RLock()
@@ -62,6 +65,13 @@ class SharedEngine:
         """The base for one trial: modules of its own, around the shared weights."""
         shared = self._whisper
         return Whisper(shared.name, self._many.twin(), shared.processor, shared.stored_dtype)
+
+    def outputs(self, spec: JobSpec, origin: Origin) -> EncoderOutputs:
+        """What the encoder made of clips, for whichever trial."""
+        with self.alone:
+            if origin not in self._outputs:
+                self._outputs[origin] = make_outputs(spec, origin, self._many.device)
+            return self._outputs[origin]
 
     def loader(self, loader: Loader, seed: int, *, trains: bool) -> Loader:
         """A trial's loader; batches of the training set are made once for all trials of one seed."""

@@ -17,6 +17,7 @@ from jobs.train.session import Session
 
 if TYPE_CHECKING:
     from jobs.augment import Augmenter
+    from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
     from jobs.model import Whisper
     from jobs.search.shared.engine import SharedEngine
 
@@ -35,6 +36,7 @@ class SharedTrainer(Trainer):
         self.engine = engine
         self.streams = Streams(self.runtime.device)
         self.ranks = self.streams
+        self.shares_outputs = True
 
     def run(self) -> dict[str, Any]:
         """See Trainer."""
@@ -47,8 +49,12 @@ class SharedTrainer(Trainer):
     def _load_base(self) -> Whisper:
         return self.engine.whisper()
 
-    def _loader(self, rows: Any, augmenter: Augmenter | None = None) -> Loader:
-        return self.engine.loader(super()._loader(rows, augmenter), self.settings.seed, trains=rows is self.train_set)
+    def _outputs(self, origin: Origin) -> EncoderOutputs:
+        return self.engine.outputs(self.spec, origin)
+
+    def _loader(self, rows: Any, augmenter: Augmenter | None = None, outputs: SplitOutputs | None = None) -> Loader:
+        loader = super()._loader(rows, augmenter, outputs)
+        return self.engine.loader(loader, self.settings.seed, trains=rows is self.train_set)
 
     def _prepare_training(self) -> None:
         # Adapters are drawn from the process's generators, as a trial alone draws them.
