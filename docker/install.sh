@@ -14,7 +14,8 @@ if [ -s /run/secrets/ca.pem ]; then export PIP_CERT=/run/secrets/ca.pem; fi
 if [ -n "$(ls -A /wheels 2>/dev/null)" ]; then export PIP_FIND_LINKS=/wheels; fi
 
 pip() { "$VENV/bin/python" -m pip "$@"; }
-compile() { "$VENV/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$@" || true; }
+# A few files of torch's tests are for a later Python, which is no fault: hence `|| true`.
+compile() { "$VENV/bin/python" -m compileall -qq -j 0 --invalidation-mode unchecked-hash "$@" || true; }
 
 install_packages() {
   local target=$1 index=()
@@ -44,7 +45,8 @@ strip_packages() {
   if [ "$1" = cpu ]; then pip uninstall --quiet --yes triton; fi
   cd "$SITE"
   rm -rf torch/test torch/include torch/share torch/bin/*Test torch/bin/test_* torch/bin/protoc* \
-    ray/jars ray/cpp pyarrow/include pyarrow/tests pandas/tests numba/tests numba/cuda/tests plotly/labextension
+    ray/jars ray/cpp pyarrow/include pyarrow/tests pandas/tests numba/tests numba/cuda/tests plotly/labextension \
+    pyarrow/*flight* pyarrow/*substrait*
   find torch/lib -name '*.a' -delete
   find numpy sympy networkx -type d -name tests -prune -exec rm -rf {} +
   find . -name '*.pyx' -delete
