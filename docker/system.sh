@@ -7,6 +7,7 @@ useradd --uid 1000 --gid 1000 --home-dir /home/ray --shell /bin/bash --no-create
 # Group 0 may write too: that is the group of a user that Kubernetes draws by chance.
 install -d -o 1000 -g 0 -m 0775 /home/ray /cache
 # A login shell sets PATH anew.
+# shellcheck disable=SC2016  # it is for the login shell to expand
 echo 'export PATH=/opt/whisper-jobs/venv/bin:/opt/whisper-jobs/bin:$PATH' >/etc/profile.d/whisper-jobs.sh
 
 find / -xdev -type f -perm /6000 -exec chmod a-s {} +
