@@ -24,7 +24,16 @@ install_packages() {
   if [ "$target" = cpu ]; then refuse_cuda "${index[@]}"; fi
   pip install --quiet "${index[@]}" "torch$(sed -n 's/^torch\(==.*\)/\1/p' constraints.txt)"
   python3 docker/requirements.py jobs exports s3 gcs demo >requirements.txt
+  if [ "$target" = cpu ]; then without_triton; fi
   pip install --quiet --requirement requirements.txt dumb-init
+}
+
+# openai-whisper asks for Triton, a gigabyte that only NVIDIA GPUs have a use for: all else that it asks for is taken.
+without_triton() {
+  local asked
+  pip install --quiet --no-deps "$(grep '^openai-whisper' requirements.txt)"
+  asked=$("$VENV/bin/python" -c 'import importlib.metadata as m; print(*m.requires("openai-whisper"), sep="\n")')
+  grep -v '^triton' <<<"$asked" >>requirements.txt
 }
 
 # Before anything of CUDA is fetched: gigabytes that a machine without a GPU has no use for.
@@ -41,12 +50,10 @@ refuse_cuda() {
 
 # What no program of ours reads: tests, headers, Ray for Java, what builds packages.
 strip_packages() {
-  # openai-whisper asks for Triton, a gigabyte that is of use to NVIDIA GPUs alone.
-  if [ "$1" = cpu ]; then pip uninstall --quiet --yes triton; fi
   cd "$SITE"
   rm -rf torch/test torch/include torch/share torch/bin/*Test torch/bin/test_* torch/bin/protoc* \
     ray/jars ray/cpp pyarrow/include pyarrow/tests pandas/tests numba/tests numba/cuda/tests plotly/labextension \
-    pyarrow/*flight* pyarrow/*substrait*
+    pyarrow/*flight*
   find torch/lib -name '*.a' -delete
   find numpy sympy networkx -type d -name tests -prune -exec rm -rf {} +
   find . -name '*.pyx' -delete
@@ -58,7 +65,7 @@ strip_packages() {
 case $1 in
   cpu | cuda)
     install_packages "$1"
-    strip_packages "$1"
+    strip_packages
     compile "$SITE"
     ;;
   package)

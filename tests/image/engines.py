@@ -24,7 +24,7 @@ PLACE = Path(os.environ.get("WHISPER_JOBS_IMAGE_TEST", "/var/tmp/whisper-jobs-im
 """Where images and layers stay between two runs, if the storage is ours; it may be deleted at any time."""
 
 LOCKED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
-SCRATCH = ("--tmpfs=/tmp:mode=1777", "--tmpfs=/cache:mode=1777")
+SCRATCH = ("--tmpfs=/tmp", "--volume=/cache")
 
 
 class NoEngine(Exception):
@@ -128,9 +128,13 @@ class Engine:
 
     def layers(self, image: str) -> list[tuple[int, str]]:
         """The size of each layer in bytes, and the step that made it, the first one first."""
-        lines = self.run("history", "--no-trunc", "--human=false", "--format={{.Size}}\t{{.CreatedBy}}", image).stdout
-        found = [line.partition("\t") for line in lines.splitlines()]
-        return [(int(size), step) for size, _, step in reversed(found) if int(size)]
+        if self.name == "podman":
+            listed = json.loads(self.run("history", "--format=json", image).stdout)
+            found = [(int(entry["size"]), str(entry["CreatedBy"])) for entry in listed]
+        else:
+            lines = self.run("history", "--no-trunc", "--human=false", "--format={{.Size}}\t{{.CreatedBy}}", image).stdout
+            found = [(int(size), step) for size, _, step in (line.partition("\t") for line in lines.splitlines())]
+        return [(size, step) for size, step in reversed(found) if size]
 
 
 def _runs(*line: str) -> bool:
