@@ -33,6 +33,7 @@ without_triton() {
   local asked
   pip install --quiet --no-deps "$(grep '^openai-whisper' requirements.txt)"
   asked=$("$VENV/bin/python" -c 'import importlib.metadata as m; print(*m.requires("openai-whisper"), sep="\n")')
+  sed -i '/^openai-whisper/d' requirements.txt
   grep -v '^triton' <<<"$asked" >>requirements.txt
 }
 

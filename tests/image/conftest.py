@@ -6,7 +6,7 @@ import time
 
 import pip_settings
 import pytest
-from engines import Engine, NoEngine
+from engines import Engine, EngineError
 from pip_settings import PipSettings
 
 IMAGE = "localhost/whisper-jobs:test"
@@ -19,7 +19,7 @@ def engine() -> Engine:
     """docker or podman, with the base of the image."""
     try:
         return Engine.find()
-    except NoEngine as why:
+    except EngineError as why:
         pytest.skip(str(why))
 
 

@@ -1,5 +1,7 @@
-"""What the tests of the image build and run it with: docker or podman as the machine has them, or, where no registry is in
-reach, podman and buildah with a storage of their own and a base of Debian's packages."""
+"""What the tests of the image build and run it with: docker or podman as the machine has them.
+
+Where no registry is in reach: podman and buildah with a storage of their own, and a base of Debian's packages.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from pip_settings import PipSettings
 
 ROOT = Path(__file__).parents[2]
 BASE = next(
-    line.partition("=")[2] for line in (ROOT / "docker/Dockerfile").read_text().splitlines() if line.startswith("ARG BASE=")
+    line.partition("=")[2]
+    for line in (ROOT / "docker/Dockerfile").read_text().splitlines()
+    if line.startswith("ARG BASE=")
 )
 PLACE = Path(os.environ.get("WHISPER_JOBS_IMAGE_TEST", "/var/tmp/whisper-jobs-image-test"))
 """Where images and layers stay between two runs, if the storage is ours; it may be deleted at any time."""
@@ -27,7 +31,7 @@ LOCKED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 SCRATCH = ("--tmpfs=/tmp", "--volume=/cache")
 
 
-class NoEngine(Exception):
+class EngineError(Exception):
     """Why nothing can be built and run here."""
 
 
@@ -44,12 +48,12 @@ class Engine:
         """The engine of this machine, with the base in its storage.
 
         Raises:
-            NoEngine: there is none, or it can neither pull the base nor make one.
+            EngineError: there is none, or it can neither pull the base nor make one.
         """
         if _runs("docker", "version"):
             return cls("docker")
         if not shutil.which("podman"):
-            raise NoEngine("neither a docker that works nor podman is there")
+            raise EngineError("neither a docker that works nor podman is there")
         engine = cls("podman")
         if engine.run("image", "exists", BASE, check=False).returncode == 0:
             return engine
@@ -60,15 +64,15 @@ class Engine:
     @classmethod
     def _without_a_registry(cls) -> Engine:
         if os.geteuid() != 0:
-            raise NoEngine(f"{BASE} cannot be pulled, and a base of Debian's packages wants root")
+            raise EngineError(f"{BASE} cannot be pulled, and a base of Debian's packages wants root")
         if missing := [one for one in ("debootstrap", "buildah", "runc") if not shutil.which(one)]:
-            raise NoEngine(f"{BASE} cannot be pulled, and a base of Debian's packages wants {', '.join(missing)}")
+            raise EngineError(f"{BASE} cannot be pulled, and a base of Debian's packages wants {', '.join(missing)}")
         engine = cls("podman", _configuration(PLACE), own_storage=True)
         if engine.run("image", "exists", BASE, check=False).returncode != 0:
             script = Path(__file__).with_name("local_base.sh")
             made = engine.command([str(script), BASE], check=False, timeout_s=900)
             if made.returncode != 0:
-                raise NoEngine(f"{BASE} can be neither pulled nor made of Debian's packages: {made.stderr.strip()}")
+                raise EngineError(f"{BASE} can be neither pulled nor made of Debian's packages: {made.stderr.strip()}")
         return engine
 
     def command(
@@ -112,9 +116,7 @@ class Engine:
         self, image: str, *command: str, options: tuple[str, ...] = (), check: bool = True, timeout_s: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in a container that is locked as those of compose.yaml are, and goes with it."""
-        return self.run(
-            "run", "--rm", *LOCKED, *SCRATCH, *options, image, *command, check=check, timeout_s=timeout_s
-        )
+        return self.run("run", "--rm", *LOCKED, *SCRATCH, *options, image, *command, check=check, timeout_s=timeout_s)
 
     def inspect(self, name: str) -> dict[str, Any]:
         """What the engine knows of a container or an image."""
@@ -132,7 +134,9 @@ class Engine:
             listed = json.loads(self.run("history", "--format=json", image).stdout)
             found = [(int(entry["size"]), str(entry["CreatedBy"])) for entry in listed]
         else:
-            lines = self.run("history", "--no-trunc", "--human=false", "--format={{.Size}}\t{{.CreatedBy}}", image).stdout
+            lines = self.run(
+                "history", "--no-trunc", "--human=false", "--format={{.Size}}\t{{.CreatedBy}}", image
+            ).stdout
             found = [(int(size), step) for size, _, step in (line.partition("\t") for line in lines.splitlines())]
         return [(size, step) for size, step in reversed(found) if size]
 

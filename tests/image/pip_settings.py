@@ -39,8 +39,8 @@ class PipSettings:
 def of_this_machine(folder: Path) -> PipSettings:
     """Gather it from pip itself, whose variables, files and defaults are its own affair.
 
-    A file that pip's configuration names does not exist in a build: the authority goes as a file, wheels as a folder, an index
-    on this disk is left out. TORCH_INDEX names the index of torch, as for the Makefile.
+    A file that pip's configuration names does not exist in a build: the authority goes as a file, wheels as a folder,
+    an index on this disk is left out. TORCH_INDEX names the index of torch, as for the Makefile.
     """
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True

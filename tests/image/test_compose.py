@@ -1,5 +1,7 @@
-"""compose.yaml, run: a head and two workers on a network without a way out, with a token; a job submitted from outside, its
-results in an S3 server. SeaweedFS, which needs a registry, is stood in for by moto's server on this machine."""
+"""compose.yaml, run: a head and two workers on a network without a way out, with a token; a job submitted from outside.
+
+SeaweedFS, which needs a registry, is stood in for by moto's S3 server on this machine.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ import pytest
 import yaml
 from clusters import free_port
 from conftest import FIGURES
-from engines import LOCKED, ROOT, SCRATCH, Engine, wait_until
+from engines import LOCKED, ROOT, Engine, wait_until
 from objectstore import Keys, Server
 from relay import Relay
 from test_image import well
@@ -70,8 +72,8 @@ class Cluster:
 
     @property
     def dashboard(self) -> str:
-        """Where the Jobs API is, for the laptop."""
-        return f"http://127.0.0.1:{self.variables['DASHBOARD_PORT']}"
+        """Where the Jobs API is, for the laptop: no port of a network without a way out is published."""
+        return f"http://{self.address(self.containers('head')[0])}:8265"
 
     def nodes(self) -> list[dict[str, Any]]:
         """What the cluster says of all nodes that there were; nothing while it does not answer."""
@@ -89,7 +91,9 @@ class Cluster:
 
     def await_nodes(self, count: int, seconds: float = 120) -> None:
         """Wait until so many nodes live."""
-        for _ in wait_until(f"{len(self.alive())} nodes, not {count}: {self.engine.logs(self.containers('head')[0])}", seconds):
+        for _ in wait_until(
+            f"{len(self.alive())} nodes, not {count}: {self.engine.logs(self.containers('head')[0])}", seconds
+        ):
             if len(self.alive()) == count:
                 return
 
@@ -100,7 +104,11 @@ class Cluster:
     def laptop(self, folder: Path, *words: str, token: str | None = None, timeout_s: float = 600) -> tuple[int, str]:
         """Run a program outside of all containers; returns its exit code and all that it has said."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
-        kept |= self.keys.variables(self.endpoint) | {"AWS_REGION": "us-east-1", "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+        kept |= self.keys.variables(self.endpoint) | {
+            "AWS_REGION": "us-east-1",
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(folder),
+        }
         kept |= {"RAY_API_SERVER_ADDRESS": self.dashboard, "RAY_AUTH_MODE": "token", "COLUMNS": "200"}
         if token is None:
             token = self.token
@@ -120,9 +128,7 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(
-    engine: Engine, image: str, server: Server, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+def cluster(engine: Engine, image: str, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """`compose up`, with an override for the store alone, on a network that leads nowhere else."""
     if engine.name == "podman" and not (BIN / "podman-compose").exists():
         pytest.skip('there is no podman-compose: pip install ".[image]"')
@@ -169,7 +175,11 @@ def cluster(
 
 def _gateway(engine: Engine, network: str) -> str:
     """The address that this machine has in a network."""
-    found = engine.inspect(network) if engine.name == "docker" else json.loads(engine.run("network", "inspect", network).stdout)[0]
+    found = (
+        engine.inspect(network)
+        if engine.name == "docker"
+        else json.loads(engine.run("network", "inspect", network).stdout)[0]
+    )
     if "subnets" in found:
         return str(found["subnets"][0]["gateway"])
     return str(found["IPAM"]["Config"][0]["Gateway"])
@@ -182,7 +192,9 @@ def test_all_containers_are_well_and_none_has_more_rights_than_it_needs(cluster:
         for _ in wait_until(f"{name} is not well", 60):
             if well(cluster.engine, name, role):
                 break
-        inside = cluster.engine.run("exec", name, "bash", "-c", "id -u; grep -E 'CapEff|NoNewPrivs' /proc/self/status; touch /x", check=False)
+        inside = cluster.engine.run(
+            "exec", name, "bash", "-c", "id -u; grep -E 'CapEff|NoNewPrivs' /proc/self/status; touch /x", check=False
+        )
         assert inside.stdout.split() == ["1000", "CapEff:", "0000000000000000", "NoNewPrivs:", "1"]
         assert "Read-only file system" in inside.stderr
     (bucket,) = cluster.containers("bucket")
@@ -226,7 +238,9 @@ def test_a_job_that_is_submitted_from_outside_leaves_its_results_in_the_store(
     assert code == 0, said
     assert re.search(r"ok +nodes +3 nodes", said)
     started = time.monotonic()
-    code, said = cluster.laptop(tmp_path, "whisper-jobs", "submit", "configs/cluster_demo.yaml", "--upload", timeout_s=900)
+    code, said = cluster.laptop(
+        tmp_path, "whisper-jobs", "submit", "configs/cluster_demo.yaml", "--upload", timeout_s=900
+    )
     assert code == 0, said
     FIGURES["demo job"] = f"{time.monotonic() - started:.0f} s, uploads included"
     assert re.search(r"cluster-demo-\w{8}  succeeded", said)
@@ -241,7 +255,7 @@ def test_a_job_that_is_submitted_from_outside_leaves_its_results_in_the_store(
     assert metrics["tuned"]["wer"] < metrics["base"]["wer"]
     assert metrics["artifacts"]["ggml-q8_0"]["identical"] > 0.7
 
-    tags = f"http://127.0.0.1:{cluster.variables['TENSORBOARD_PORT']}/data/plugin/scalars/tags"
+    tags = f"http://{cluster.address(cluster.containers('tensorboard')[0])}:6006/data/plugin/scalars/tags"
     for _ in wait_until("TensorBoard does not show the run", 90):
         with urllib.request.urlopen(tags, timeout=30) as answer:
             if any("cluster-demo" in run for run in json.loads(answer.read())):

@@ -128,7 +128,17 @@ def test_help_names_every_option() -> None:
     ended = run(DOCKER / "build.sh", "--help")
     assert ended.returncode == 0
     options = set(re.findall(r"(--[a-z-]+)[ |)=]", (DOCKER / "build.sh").read_text().split("while [ $# -gt 0 ]")[1]))
-    taken = {"--target", "--tag", "--base", "--torch-index", "--wheels", "--pip-conf", "--ca", "--engine", "--isolation"}
+    taken = {
+        "--target",
+        "--tag",
+        "--base",
+        "--torch-index",
+        "--wheels",
+        "--pip-conf",
+        "--ca",
+        "--engine",
+        "--isolation",
+    }
     assert taken | {"--pull", "--no-cache", "--help"} <= options
     assert all(name in ended.stdout for name in taken | {"--pull", "--no-cache", "--help"})
 
