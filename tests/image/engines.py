@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -118,6 +119,11 @@ class Engine:
         """Run a command in a container that is locked as those of compose.yaml are, and goes with it."""
         return self.run("run", "--rm", *LOCKED, *SCRATCH, *options, image, *command, check=check, timeout_s=timeout_s)
 
+    def knows_health(self) -> bool:
+        """Whether a container can wait until another is well."""
+        version = re.search(r"(\d+)\.(\d+)", self.run("--version").stdout)
+        return self.name == "docker" or (version is not None and (int(version[1]), int(version[2])) >= (4, 6))
+
     def inspect(self, name: str) -> dict[str, Any]:
         """What the engine knows of a container or an image."""
         found: dict[str, Any] = json.loads(self.run("inspect", name).stdout)[0]
@@ -155,9 +161,7 @@ def _configuration(place: Path) -> dict[str, str]:
     storage.write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{place}/storage"\nrunroot = "{place}/run"\n', encoding="utf-8"
     )
-    # Above what the machine itself allows, runc would refuse to start.
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    processes = min(resource.getrlimit(resource.RLIMIT_NPROC)[1], int(Path("/proc/sys/kernel/pid_max").read_text()))
+    files, processes = limits()
     containers.write_text(
         f'[containers]\ndefault_ulimits = ["nofile={files}:{files}", "nproc={processes}:{processes}"]\n'
         '[engine]\ncgroup_manager = "cgroupfs"\nruntime = "runc"\nevents_logger = "file"\n'
@@ -165,6 +169,13 @@ def _configuration(place: Path) -> dict[str, str]:
         encoding="utf-8",
     )
     return {"CONTAINERS_STORAGE_CONF": str(storage), "CONTAINERS_CONF": str(containers)}
+
+
+def limits() -> tuple[int, int]:
+    """As many open files and processes as this machine allows: above that, runc would refuse to start."""
+    files, processes = (resource.getrlimit(of)[1] for of in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
+    most = int(Path("/proc/sys/kernel/pid_max").read_text())
+    return files if files != resource.RLIM_INFINITY else 1 << 20, min(most, processes) if processes > 0 else most
 
 
 def wait_until(what: str, seconds: float = 120.0) -> Iterator[None]:

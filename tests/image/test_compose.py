@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import secrets
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ import pytest
 import yaml
 from clusters import free_port
 from conftest import FIGURES
-from engines import LOCKED, ROOT, Engine, wait_until
+from engines import LOCKED, ROOT, Engine, limits, wait_until
 from objectstore import Keys, Server
 from relay import Relay
 from test_image import well
@@ -34,6 +33,7 @@ pytestmark = [pytest.mark.image, pytest.mark.slow]
 
 BIN = Path(sys.executable).parent
 NODES = 3
+PODMAN_COMPOSE = shutil.which("podman-compose", path=f"{BIN}:{os.environ['PATH']}")
 
 
 @dataclass
@@ -52,12 +52,30 @@ class Cluster:
 
     def compose(self, *arguments: str, timeout_s: float = 300) -> str:
         """Run a command of docker compose, or of podman-compose."""
-        line = ["docker", "compose"] if self.engine.name == "docker" else [str(BIN / "podman-compose")]
+        line = ["docker", "compose"] if self.engine.name == "docker" else [PODMAN_COMPOSE or ""]
         for file in self.files:
             line += ["--file", str(file)]
         line += ["--project-name", self.project, *arguments]
         ended = self.engine.command(line, timeout_s=timeout_s, variables=self.variables)
         return ended.stdout + ended.stderr
+
+    def start(self) -> None:
+        """`compose up`; podman before 4.6, which knows neither health nor chains of conditions, in the same order."""
+        if not self.engine.knows_health():
+            self.compose("up", "--detach", "--no-deps", "store", "bucket")
+            assert self.engine.run("wait", *self.containers("bucket")).stdout.split() == ["0"]
+            self.compose("up", "--detach", "--no-deps", "head", "tensorboard")
+            self.await_well("head")
+            self.compose("up", "--detach", "--no-deps", "worker")
+        else:
+            self.compose("up", "--detach")
+
+    def await_well(self, service: str) -> None:
+        """Wait until the health checks of a service's containers say so."""
+        for name in self.containers(service):
+            for _ in wait_until(f"{name} is not well: {self.engine.logs(name)}"):
+                if well(self.engine, name, service):
+                    break
 
     def containers(self, service: str) -> list[str]:
         """The names of a service's containers."""
@@ -130,7 +148,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(engine: Engine, image: str, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """`compose up`, with an override for the store alone, on a network that leads nowhere else."""
-    if engine.name == "podman" and not (BIN / "podman-compose").exists():
+    if engine.name == "podman" and not PODMAN_COMPOSE:
         pytest.skip('there is no podman-compose: pip install ".[image]"')
     folder = tmp_path_factory.mktemp("compose")
     network, holder = f"wj-test-{secrets.token_hex(3)}", f"wj-test-{secrets.token_hex(3)}"
@@ -143,12 +161,14 @@ def cluster(engine: Engine, image: str, server: Server, tmp_path_factory: pytest
         override = folder / "override.yaml"
         stand_in = {"image": image, "command": ["sleep", "infinity"], "healthcheck": {"disable": True}}
         networks = {"cluster": {"external": True, "name": network}}
-        override.write_text(yaml.safe_dump({"services": {"store": stand_in}, "networks": networks}), encoding="utf-8")
-        files = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        files, processes = limits()
+        node = {"ulimits": {"nproc": processes}}  # podman asks for more than a user may have, unless it is told
+        services = {"store": stand_in, "head": node, "worker": node}
+        override.write_text(yaml.safe_dump({"services": services, "networks": networks}), encoding="utf-8")
         ports = {f"{name}_PORT": str(free_port()) for name in ("DASHBOARD", "STORE", "TENSORBOARD")}
         variables = {
             "WHISPER_JOBS_IMAGE": image,
-            "WHISPER_JOBS_NOFILE": str(files),
+            "WHISPER_JOBS_NOFILE": str(min(65536, files)),
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "AWS_ACCESS_KEY_ID": server.writer.id,
             "AWS_SECRET_ACCESS_KEY": server.writer.secret,
@@ -160,7 +180,7 @@ def cluster(engine: Engine, image: str, server: Server, tmp_path_factory: pytest
         cluster = Cluster(engine, image, network, compose, variables, server.writer, server.endpoint)
         try:
             started = time.monotonic()
-            cluster.compose("up", "--detach")
+            cluster.start()
             cluster.await_nodes(NODES)
             FIGURES["compose up"] = f"{time.monotonic() - started:.0f} s until {NODES} nodes have joined"
             yield cluster
@@ -188,10 +208,9 @@ def _gateway(engine: Engine, network: str) -> str:
 def test_all_containers_are_well_and_none_has_more_rights_than_it_needs(cluster: Cluster) -> None:
     (head,), workers = cluster.containers("head"), cluster.containers("worker")
     assert len(workers) == 2
-    for name, role in [(head, "head"), *((worker, "worker") for worker in workers)]:
-        for _ in wait_until(f"{name} is not well", 60):
-            if well(cluster.engine, name, role):
-                break
+    for service in ("head", "worker"):
+        cluster.await_well(service)
+    for name in (head, *workers):
         inside = cluster.engine.run(
             "exec", name, "bash", "-c", "id -u; grep -E 'CapEff|NoNewPrivs' /proc/self/status; touch /x", check=False
         )
