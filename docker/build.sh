@@ -8,7 +8,7 @@ usage: docker/build.sh [options]
 
   --target cpu|cuda     what to build (cpu)
   --tag NAME            name of the image (whisper-jobs:cpu or whisper-jobs:cuda)
-  --base IMAGE          another base with Python 3.11 or 3.12 on Debian; by digest: python:3.11.15-slim-bookworm@sha256:...
+  --base IMAGE          another base, with Python 3.11 or 3.12 on Debian; NAME@sha256:... pins its very bytes
   --torch-index URL     where torch comes from; for cpu, PyTorch's CPU index
   --wheels DIR          a folder of wheels that are taken before those of an index
   --pip-conf FILE       a pip.conf, as a build secret: no trace of it stays in the image
@@ -56,7 +56,10 @@ while [ $# -gt 0 ]; do
 done
 
 case $target in cpu | cuda) ;; *) fail "--target is cpu or cuda, not '$target'" ;; esac
-case $engine in '' | docker | buildah | podman) ;; *) fail "--engine is docker, buildah or podman, not '$engine'" ;; esac
+case $engine in
+  '' | docker | buildah | podman) ;;
+  *) fail "--engine is docker, buildah or podman, not '$engine'" ;;
+esac
 [ -z "$pip_conf" ] || [ -r "$pip_conf" ] || fail "--pip-conf $pip_conf: there is no such file, or it cannot be read"
 [ -z "$ca" ] || [ -r "$ca" ] || fail "--ca $ca: there is no such file, or it cannot be read"
 [ -z "$wheels" ] || [ -d "$wheels" ] || fail "--wheels $wheels: there is no such folder"
@@ -64,12 +67,15 @@ if [ -n "$pip_conf" ] && [ -z "$ca" ] && grep -Eq '^[[:space:]]*cert[[:space:]]*
   fail "$pip_conf names a certificate authority (cert), whose file is not there in the build: give it with --ca too"
 fi
 
-works() { command -v "$1" >/dev/null && case $1 in docker) docker version >/dev/null 2>&1 ;; *) "$1" --version >/dev/null 2>&1 ;; esac }
+# Docker's client may be there without a daemon; the others have none.
+works() {
+  if [ "$1" = docker ]; then docker version >/dev/null 2>&1; else "$1" --version >/dev/null 2>&1; fi
+}
 if [ -z "$engine" ]; then
   for one in docker buildah podman; do
     if works "$one"; then engine=$one && break; fi
   done
-  [ -n "$engine" ] || fail "none of docker, buildah and podman is there and works; install one, or start Docker's daemon"
+  [ -n "$engine" ] || fail "none of docker, buildah and podman is there and works; install one, or start Docker"
 elif ! works "$engine"; then
   fail "$engine is not there, or does not work: \`$engine version\` says why"
 fi
