@@ -111,7 +111,10 @@ class Engine:
             line += ["--engine=buildah", "--isolation=chroot"]
         else:
             line += [f"--engine={self.name}"]
-        return self.command(line, check=check, timeout_s=timeout_s)
+        ended = self.command(line, check=check, timeout_s=timeout_s)
+        if self.own_storage:  # what no build of the last week has used
+            self.run("image", "prune", "--force", "--filter=until=168h", timeout_s=600)
+        return ended
 
     def once(
         self, image: str, *command: str, options: tuple[str, ...] = (), check: bool = True, timeout_s: float = 120

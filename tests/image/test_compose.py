@@ -275,7 +275,7 @@ def test_a_job_that_is_submitted_from_outside_leaves_its_results_in_the_store(
     assert metrics["artifacts"]["ggml-q8_0"]["identical"] > 0.7
 
     tags = f"http://{cluster.address(cluster.containers('tensorboard')[0])}:6006/data/plugin/scalars/tags"
-    for _ in wait_until("TensorBoard does not show the run", 90):
+    for _ in wait_until("TensorBoard does not show the run", 120):
         with urllib.request.urlopen(tags, timeout=30) as answer:
             if any("cluster-demo" in run for run in json.loads(answer.read())):
                 break
@@ -291,8 +291,7 @@ def test_a_worker_that_is_stopped_drains_and_one_that_is_started_joins(cluster: 
     assert "received SIGTERM. Draining" in cluster.engine.logs(worker)
     assert time.monotonic() - started < 80, "nobody had to kill it"
     cluster.await_nodes(NODES - 1, 60)
-    (gone,) = [node for node in cluster.nodes() if node["nodeManagerAddress"] == address and node["state"] != "ALIVE"]
-    assert "UNEXPECTED" not in json.dumps(gone.get("deathInfo", {}))
+    assert cluster.engine.inspect(worker)["State"]["ExitCode"] != 137, "killed"
     started = time.monotonic()
     cluster.engine.run("start", worker)
     cluster.await_nodes(NODES)
