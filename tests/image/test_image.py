@@ -202,7 +202,7 @@ def head(engine: Engine, image: str) -> Iterator[str]:
                 break
         yield name
     finally:
-        engine.run("rm", "--force", name)
+        engine.run("rm", "--force", "--volumes", name)
 
 
 def well(engine: Engine, name: str, *role: str) -> bool:
