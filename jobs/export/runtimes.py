@@ -123,8 +123,10 @@ class FasterWhisper:
 
 
 def _ctranslate2_device() -> str:
-    """`auto`, but the CPU where a GPU lacks the libraries of CUDA 12 that CTranslate2 was built with: torch brings those
-    of CUDA 13, and without its own CTranslate2 fails in the midst of the first clip."""
+    """`auto`, but the CPU where a GPU lacks the libraries of CUDA 12 that CTranslate2 was built with.
+
+    torch brings those of CUDA 13, and without its own CTranslate2 fails in the midst of the first clip.
+    """
     import ctypes
 
     for library in ("libcublas.so.12", "libcudnn.so.9"):
