@@ -3,6 +3,7 @@
 # make test    set up, then lint, type-check and test
 # make test-faults  set up, then kill, stop, starve and fill up jobs at every moment (half an hour)
 # make test-cluster  set up, then take nodes, networks, heads and stores away from jobs on clusters (a quarter of an hour)
+# make image-test  set up, then build the image, look through it, and run a cluster of its containers (a quarter of an hour)
 # make bench-export  memory and time of the merge beside PEFT's, at whisper-medium's size (10 GB of space; minutes)
 # make setup   only the environment
 
@@ -13,7 +14,7 @@ TORCH ?= "torch>=2.13,<2.14"
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo demo-search demo-data test test-faults test-cluster bench-export setup lint docs constraints clean
+.PHONY: demo demo-search demo-data test test-faults test-cluster image-test bench-export setup lint docs constraints clean
 .DELETE_ON_ERROR:
 
 demo: demo-data
@@ -29,7 +30,7 @@ demo-data: $(VENV)/.demo
 	$(BIN)/whisper-jobs manifest build demo/speech --out demo/manifest --val-ratio 0.25
 
 test: lint
-	$(BIN)/python -m pytest -m "not faults and not cluster"
+	$(BIN)/python -m pytest -m "not faults and not cluster and not image"
 
 test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest tests/faults
@@ -37,6 +38,11 @@ test-faults: $(VENV)/.test
 
 test-cluster: $(VENV)/.test
 	$(BIN)/python -m pytest -m cluster
+
+# Where torch's CPU build is not what pip finds: make image-test TORCH_INDEX=<PyTorch's CPU index>
+image-test: export TORCH_INDEX := $(TORCH_INDEX)
+image-test: $(VENV)/.image
+	$(BIN)/python -m pytest tests/image
 
 # Where the disk is slow: make bench-export WORK=/dev/shm
 bench-export: $(VENV)/.test
@@ -76,6 +82,10 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/.image: $(VENV)/.test
+	$(PIP) --editable ".[test,image]"
 	@touch $@
 
 clean:

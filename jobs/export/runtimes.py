@@ -94,7 +94,7 @@ class FasterWhisper:
     def __init__(self, folder: Path, decoding: Decoding) -> None:
         from faster_whisper import WhisperModel
 
-        self._model = WhisperModel(str(folder), cpu_threads=decoding.threads)
+        self._model = WhisperModel(str(folder), device=_ctranslate2_device(), cpu_threads=decoding.threads)
         self.compute_type = str(self._model.model.compute_type)
         prompt = 4 if decoding.multilingual else 2  # start and no-timestamps; language and task between them
         self._greedy = {
@@ -120,6 +120,21 @@ class FasterWhisper:
     def _text(self, clip: Clip, language: str, options: dict[str, Any]) -> str:
         segments, _ = self._model.transcribe(clip, language=language, **options)
         return "".join(segment.text for segment in segments)
+
+
+def _ctranslate2_device() -> str:
+    """`auto`, but the CPU where a GPU lacks the libraries of CUDA 12 that CTranslate2 was built with.
+
+    torch brings those of CUDA 13, and without its own CTranslate2 fails in the midst of the first clip.
+    """
+    import ctypes
+
+    for library in ("libcublas.so.12", "libcudnn.so.9"):
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            return "cpu"
+    return "auto"
 
 
 class OpenAIWhisper:

@@ -173,7 +173,7 @@ def test_images_stay_what_they_are(name: str) -> None:
 
     assert images
     for image in images:
-        assert re.search(r":[\w.-]*\d[\w.-]*$", image), image
+        assert re.search(r":[\w.-]*\d[\w.-]*(@sha256:[0-9a-f]{64})?$", image), image
         assert not image.endswith(":latest")
 
 
@@ -310,6 +310,16 @@ def test_what_is_tidied_up_is_not_what_works(name: str) -> None:
         for _, _, template in pod_templates(manifest):
             if manifest["metadata"]["name"] != "whisper-jobs-store":
                 assert template["metadata"]["annotations"] == STAYING
+
+
+def test_the_store_of_the_smoke_overlay_is_that_of_compose() -> None:
+    """One of the two alone would be kept up to date."""
+    found = [re.findall(r"docker\.io/chrislusf/\S+", (ROOT / place).read_text()) for place in (
+        "docker/compose.yaml", "k8s/overlays/smoke/store.yaml",
+    )]  # fmt: skip
+
+    assert found[0]
+    assert found[0] == found[1]
 
 
 def test_the_version_in_the_manifests_and_the_readme_is_ours() -> None:
