@@ -343,15 +343,21 @@ def test_a_bad_spec_ends_a_real_process_as_it_should(folder):
     assert result.stderr == "error: spec.yaml:1: lora_r: 0 is too small; give 1 or more\n"
 
 
-def test_the_command_starts_in_half_a_second(spec):
-    code = "import sys; sys.argv = ['whisper-jobs', 'validate', 'spec.yaml']; from service.cli.main import main; main()"
+def cpu_seconds(code: str) -> float:
+    """The least CPU time of three runs: what else runs on the machine counts little."""
     run_python(code)  # byte code is written
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert run_python(code).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # CPU time, so that what else runs on the machine does not count.
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(seconds)
 
-    assert min(seconds) < 0.5
+
+def test_the_command_starts_about_as_fast_as_its_libraries(spec):
+    """Measured 1.6; torch alone would make it 10."""
+    ours = "import sys; sys.argv = ['whisper-jobs', 'validate', 'spec.yaml']; from service.cli.main import main; main()"
+    libraries = "import click, rich.console, yaml; from pydantic import BaseModel; type('A', (BaseModel,), {})"
+
+    assert cpu_seconds(ours) < 2.5 * cpu_seconds(libraries)
