@@ -26,12 +26,12 @@ from jobs.job import Job
 from jobs.search.here import Here
 from jobs.search.ledger import Ledger, trial_id
 from jobs.search.sampler import SCORE, make_searcher
-from jobs.search.shared.actor import TRIALS, start_engines
+from jobs.search.shared.actor import start_engines
 from jobs.search.trainable import TrialActor
 from jobs.search.trial import Result, TrialPlan
 from service.errors import InfeasibleError, JobFailedError, WhisperJobsError
 from service.spec.job import JobSpec
-from service.spec.shared import is_shared, why_separate
+from service.spec.shared import TRIALS, is_shared, why_separate
 from service.spec.space import planned_trials
 from service.trials import ENDED
 

@@ -11,6 +11,9 @@ from service.spec.space import space_of
 PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 """Initialisations that leave the base as it is and look at no data."""
 
+TRIALS = 8
+"""How many trials train together in a process where the spec does not say."""
+
 
 def why_separate(spec: JobSpec) -> list[str]:
     """What keeps the trials of a search from sharing a base model; empty where nothing does."""

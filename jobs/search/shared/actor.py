@@ -18,9 +18,6 @@ from jobs.search.runner import Event, TrialRun
 from service.errors import WhisperJobsError, WorkerLostError
 from service.spec.job import JobSpec
 
-TRIALS = 8
-"""How many trials an engine takes at once where the spec does not say."""
-
 _WAIT_S = 1.0
 _FORGOTTEN_S = 120.0
 """A trial whose driver has not asked for so long has none any more."""
