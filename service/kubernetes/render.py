@@ -86,8 +86,12 @@ def render(spec: JobSpec, options: RenderOptions) -> Rendered:
         name = label_of(spec.title, LONGEST_SCHEDULED)
         config = _config_map(spec, options, name)
         asked = spec.resources
-        gpus = f" and {asked.gpus_per_worker:g} GPUs" if asked.gpus_per_worker else ""
-        notes.append(f"the RayCluster's worker pods must have {asked.cpus_per_worker:g} CPUs{gpus} for each worker")
+        room = " and ".join(
+            f"{count:g} {unit}" + ("s" if count > 1 else "")
+            for count, unit in ((asked.cpus_per_worker, "CPU"), (asked.gpus_per_worker, "GPU"))
+            if count
+        )
+        notes.append(f"the RayCluster's worker pods must have {room} for each worker")
         return Rendered([config, _cron_job(options, name, config)], notes)
     name = label_of(spec.job_id, LONGEST_RAYJOB)
     if name != spec.job_id:
