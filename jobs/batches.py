@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jobs.audio import SAMPLE_RATE_HZ, read_audio
 from jobs.augment import Augmenter
+from jobs.fast.encoder_outputs import Heard, SplitOutputs
 from jobs.tokens import Prompter, Tokens, pad
 
 
@@ -24,9 +25,12 @@ class Batch:
     """One forward pass. B clips, M mel bins, F = 3000 frames of 10 ms, T tokens."""
 
     features_BMF: Tensor
+    """Of all clips or, with `heard`, of those whose encoder outputs are missing in it."""
     inputs_BT: Tensor
     labels_BT: Tensor
     rows: list[int]
+    heard: Heard | None = None
+    """The clips' encoder outputs, as far as they are kept."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,12 @@ def log_mel(feature_extractor: Any, clips: list[NDArray[np.float32]]) -> Tensor:
     return features
 
 
+def missing_log_mel(feature_extractor: Any, records: list[dict[str, Any]], heard: Heard) -> Tensor:
+    """Log-mel features of the rows whose encoder outputs are missing; each clip by itself, as `heard` wants them."""
+    singly = [log_mel(feature_extractor, [read_clip(records[place])]) for place in heard.missing]
+    return torch.cat(singly) if singly else torch.empty(0)
+
+
 class Loader:
     """Turns rows into batches.
 
@@ -97,6 +107,7 @@ class Loader:
         prefetch: batches that are made ahead.
         augmenter: varies clips in training; None: they stay as they are, and no timestamps are trained.
         timestamps: share of the rows with segments whose labels have timestamps, in training.
+        outputs: encoder outputs of the rows, which then are neither decoded nor varied; None: the encoder is to run.
     """
 
     def __init__(
@@ -109,6 +120,7 @@ class Loader:
         prefetch: int,
         augmenter: Augmenter | None = None,
         timestamps: float = 0.0,
+        outputs: SplitOutputs | None = None,
     ) -> None:
         self._dataset = dataset
         self._extractor = feature_extractor
@@ -117,37 +129,37 @@ class Loader:
         self._prefetch = prefetch
         self._augmenter = augmenter
         self._timestamps = timestamps
+        self._outputs = outputs
 
     def make(self, rows: list[int], epoch: int | None = None) -> Batch:
         """Read and featurise these rows; in an epoch of the training (0, 1, ...) they are varied, else as they are."""
         records = [self._dataset[row] for row in rows]
-        clips = [read_clip(record) for record in records]
-        if self._augmenter is None or epoch is None:
-            features = log_mel(self._extractor, clips)
-            tokens = [self._prompter.encode_row(record) for record in records]
+        speeds, heard = [1.0] * len(rows), None
+        if self._outputs is not None:
+            heard = self._outputs.look_up(rows)
+            features = missing_log_mel(self._extractor, records, heard)
+        elif self._augmenter is None or epoch is None:
+            features = log_mel(self._extractor, [read_clip(record) for record in records])
         else:
-            features, tokens = self._vary(records, clips, rows, epoch, self._augmenter)
+            features, speeds = self._vary(records, rows, epoch, self._augmenter)
+        tokens = [self._encode(*each, epoch) for each in zip(records, rows, speeds, strict=True)]
         inputs, labels = pad(tokens, fill=tokens[0].labels[-1])
-        return Batch(features, inputs, labels, rows)
+        return Batch(features, inputs, labels, rows, heard)
 
     def _vary(
-        self,
-        records: list[dict[str, Any]],
-        clips: list[NDArray[np.float32]],
-        rows: list[int],
-        epoch: int,
-        augmenter: Augmenter,
-    ) -> tuple[Tensor, list[Tokens]]:
-        varied = [augmenter.audio(clip, epoch, row) for clip, row in zip(clips, rows, strict=True)]
+        self, records: list[dict[str, Any]], rows: list[int], epoch: int, augmenter: Augmenter
+    ) -> tuple[Tensor, list[float]]:
+        """Features of varied clips, and their speeds."""
+        varied = [augmenter.audio(read_clip(record), epoch, row) for record, row in zip(records, rows, strict=True)]
         features = log_mel(self._extractor, [clip for clip, _ in varied])
         augmenter.mask(features, [len(clip) for clip, _ in varied], epoch, rows)
-        tokens = [
-            self._prompter.encode_row(
-                record, timestamps=augmenter.with_timestamps(self._timestamps, epoch, row), speed=speed
-            )
-            for record, row, (_, speed) in zip(records, rows, varied, strict=True)
-        ]
-        return features, tokens
+        return features, [speed for _, speed in varied]
+
+    def _encode(self, record: dict[str, Any], row: int, speed: float, epoch: int | None) -> Tokens:
+        if self._augmenter is None or epoch is None:
+            return self._prompter.encode_row(record)
+        timestamps = self._augmenter.with_timestamps(self._timestamps, epoch, row)
+        return self._prompter.encode_row(record, timestamps=timestamps, speed=speed)
 
     def steps(self, schedule: Schedule, rank: int, first: int, end: int) -> Iterator[list[Batch]]:
         """The batches of optimizer steps first..end-1 for one worker; empty forward passes are left out."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs import distributed
+from jobs.fast.encoder_outputs import SplitOutputs
 from jobs.score import Scorer, Utterance, summarise
 from jobs.transcribe import shard, transcribe
 from service.errors import JobFailedError, StoppedError
@@ -28,6 +29,7 @@ def evaluate(
     rules: TextRules | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     stopping: Callable[[], bool] = lambda: False,
+    outputs: SplitOutputs | None = None,
 ) -> tuple[list[Utterance], dict[str, Any]]:
     """Transcribe and score a split with all workers.
 
@@ -44,6 +46,7 @@ def evaluate(
         rules: the spec's `data.text`.
         progress: called with (rows done, rows); for the other workers, this one's pace is taken.
         stopping: whether to stop; all workers do as soon as one is told so.
+        outputs: encoder outputs of the split, where the model's encoder is the one that made them.
 
     Returns:
         every row's utterance in the order of the split, and the summary of `jobs.score.summarise`.
@@ -61,6 +64,7 @@ def evaluate(
         multilingual=multilingual,
         threads=threads,
         progress=lambda done: progress(min(done * workers, len(dataset)), len(dataset)),
+        outputs=outputs,
     )
     heard, stopped = [], stopping()
     while not stopped and (item := next(hypotheses, None)) is not None:

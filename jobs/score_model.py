@@ -9,6 +9,7 @@ from datasets import Dataset
 from jobs.adapter import load_adapter
 from jobs.device import autocast, device_of, set_threads
 from jobs.evaluate import to_lines
+from jobs.fast.dora import speed_up
 from jobs.model import load_whisper
 from jobs.prepare import fetch_rows
 from jobs.score import Scorer, Utterance, summarise
@@ -29,6 +30,7 @@ def score_shard(
     source = open_source(model)
     whisper = load_whisper(source.base, source.revision, attention=spec.engine.attention)
     scored = load_adapter(whisper.model, source.adapter) if source.adapter else whisper.model
+    speed_up(scored, fast=spec.engine.fast_dora)
     mine = shard(rows, rank, workers)
 
     def progress(done: int) -> None:

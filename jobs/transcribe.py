@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
-from jobs.batches import log_mel, read_clip
+from jobs.batches import log_mel, missing_log_mel, read_clip
+from jobs.fast.encoder_outputs import Heard, SplitOutputs
+from jobs.train.step import encode_by
 from service.spec.sections import EvaluationConfig
 
 
@@ -39,6 +43,7 @@ def transcribe(
     multilingual: bool,
     threads: int = 2,
     progress: Callable[[int], None] = lambda done: None,
+    outputs: SplitOutputs | None = None,
 ) -> Generator[Hypothesis]:
     """Transcribe rows in the order given (sort them by length: a batch decodes until its longest text has ended).
 
@@ -51,6 +56,7 @@ def transcribe(
         multilingual: whether language and task go to generate().
         threads: threads that read the next batch while this one is decoded.
         progress: called with the number of rows done.
+        outputs: encoder outputs of the dataset's rows, where the model's encoder is the one that made them.
     """
     device = next(model.parameters()).device
     size = settings.batch_size
@@ -59,17 +65,26 @@ def transcribe(
     model.eval()
     done = 0
 
-    def read(chunk: list[int]) -> tuple[Any, list[str]]:
+    def read(chunk: list[int]) -> tuple[Tensor, Heard | None, list[str]]:
         records = [dataset[row] for row in chunk]
-        features = log_mel(processor.feature_extractor, [read_clip(record) for record in records])
-        return features, [record["language"] for record in records]
+        heard = outputs.look_up(chunk) if outputs is not None else None
+        if heard is None:
+            features = log_mel(processor.feature_extractor, [read_clip(record) for record in records])
+        else:
+            features = missing_log_mel(processor.feature_extractor, records, heard)
+        return features, heard, [record["language"] for record in records]
+
+    def inputs(features_BMF: Tensor, heard: Heard | None) -> dict[str, Any]:
+        if heard is None:
+            return {"input_features": features_BMF.to(device)}
+        return {"encoder_outputs": BaseModelOutput(heard.complete(features_BMF, encode_by(model)))}
 
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="audio") as pool:
-            for chunk, (features_BMF, languages) in read_ahead(pool, read, chunks):
+            for chunk, (features_BMF, heard, languages) in read_ahead(pool, read, chunks):
                 with torch.inference_mode():
                     tokens_BT = model.generate(
-                        input_features=features_BMF.to(device),
+                        **inputs(features_BMF, heard),
                         **generation_arguments(settings, languages if multilingual else None),
                     )
                 texts = processor.batch_decode(tokens_BT, skip_special_tokens=True)

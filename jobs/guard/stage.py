@@ -11,6 +11,7 @@ from datasets import Dataset
 from jobs.adapter import load_adapter
 from jobs.device import autocast, device_of, set_threads
 from jobs.failures import inputs_that_were_there
+from jobs.fast.dora import speed_up
 from jobs.guard.hear import Listener
 from jobs.guard.verdict import Checked, check, verdict
 from jobs.model import Whisper, load_whisper
@@ -51,6 +52,7 @@ def guard(
             whisper = load_whisper(str(storage.fetch(MERGED)), attention=spec.engine.attention)
         else:
             whisper.model = load_adapter(whisper.model, storage.fetch(ADAPTER))
+            speed_up(whisper.model, fast=spec.engine.fast_dora)
         tuned = _listen(spec, whisper, rows, lambda done: progress("tuned", done, len(rows)))
     for name, clips in ((GUARD_BASE_LINES, base), (GUARD_TUNED_LINES, tuned)):
         storage.write_text(name, "".join(json.dumps(clip.as_dict(), ensure_ascii=False) + "\n" for clip in clips))

@@ -9,6 +9,7 @@ from jobs.kinds.evaluate import score_rows
 from jobs.kinds.training import begin_training, finish_training
 from jobs.progress import seconds_text
 from service.artifacts import BASE_LINES, BaseModelRecord
+from service.spec.shared import is_shared
 from service.spec.space import planned_trials, words_of
 from service.trials import ENDED, Search, Trial
 
@@ -63,6 +64,7 @@ def _explore(job: Job, ledger: Any, base: BaseModelRecord, rows: int) -> dict[st
     at_once = trials_at_once(job)
     per_trial = job.spec.resources.workers
     how = "each in a process of its own" if not per_trial else f"{per_trial} worker{'s' * (per_trial > 1)} each"
+    how = "over one base model" if is_shared(job.spec) else how
     job.events.emit({"event": "notice", "text": f"{at_once} trial{'s' * (at_once > 1)} at once, {how}"})
     return {"ended": explore(job, ledger, plan, at_once)}
 

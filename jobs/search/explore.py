@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -9,7 +10,7 @@ import pickle
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,10 +26,13 @@ from jobs.job import Job
 from jobs.search.here import Here
 from jobs.search.ledger import Ledger, trial_id
 from jobs.search.sampler import SCORE, make_searcher
+from jobs.search.shared.actor import start_engines
 from jobs.search.trainable import TrialActor
 from jobs.search.trial import Result, TrialPlan
 from service.errors import InfeasibleError, JobFailedError, WhisperJobsError
 from service.spec.job import JobSpec
+from service.spec.shared import TRIALS, is_shared, why_separate
+from service.spec.space import planned_trials
 from service.trials import ENDED
 
 _POLL_S = 0.2
@@ -56,6 +60,8 @@ def trials_at_once(job: Job) -> int:
     if not room:
         way_out = "lower resources.workers, resources.cpus_per_worker or resources.gpus_per_worker"
         raise InfeasibleError(f"{_NO_ROOM}; {way_out}")
+    if is_shared(job.spec):
+        return job.spec.search.concurrent or min(room * TRIALS, planned_trials(job.spec))
     asked = job.spec.search.concurrent or room
     if asked > room:
         text = f"the cluster has room for {room} of {asked} trials now; the others wait for more"
@@ -73,8 +79,9 @@ def explore(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> str:
     """
     watch = Watch(job.spec, ledger)
     ray.get(job.events.bell.reset.remote())
-    with tempfile.TemporaryDirectory(prefix="whisper-jobs-tune-") as scratch:
-        tuner = _tuner(job, ledger, plan, at_once, watch, scratch)
+    scratches = tempfile.TemporaryDirectory(prefix="whisper-jobs-tune-")
+    with scratches as scratch, _engines(job, ledger, plan, at_once) as engines:
+        tuner = _tuner(job, ledger, plan, at_once, watch, scratch, engines)
         ended: list[BaseException] = []
 
         def fit() -> None:
@@ -273,13 +280,35 @@ def scheduler_of(spec: JobSpec) -> TrialScheduler:
     return MedianStoppingRule(**common, min_time_slice=float("inf"))
 
 
-def _tuner(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int, watch: Watch, scratch: str) -> tune.Tuner:
+@contextlib.contextmanager
+def _engines(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> Iterator[list[Any]]:
+    """The engines in which the trials train together, while the search lasts; none where each trains on its own."""
+    if not is_shared(job.spec):
+        if reasons := why_separate(job.spec) if job.spec.search.engine == "auto" else []:
+            job.events.emit({"event": "notice", "text": f"trials train separately: {escape(reasons[0])}"})
+        yield []
+        return
+    count = max(1, min(groups_at_once(job.resources), at_once))
+    ledger.share = count / at_once
+    text = f"trials train together, in {count} process{'es' * (count > 1)} over one base model each"
+    job.events.emit({"event": "notice", "text": text})
+    engines = start_engines(job.spec, plan.revision, job.events.bell, count, job.resources.per_worker())
+    try:
+        yield engines
+    finally:
+        for engine in engines:
+            ray.kill(engine)
+
+
+def _tuner(
+    job: Job, ledger: Ledger, plan: TrialPlan, at_once: int, watch: Watch, scratch: str, engines: list[Any]
+) -> tune.Tuner:
     _quieten()
     spec = job.spec
     bundle: dict[str, float] = {"memory": float(DRIVER_MEMORY)}
-    if not spec.resources.workers:
+    if not spec.resources.workers and not engines:
         bundle = job.resources.per_worker()
-    actor = tune.with_parameters(TrialActor, plan=plan, bell=job.events.bell)
+    actor = tune.with_parameters(TrialActor, plan=plan, bell=job.events.bell, engines=engines)
     return tune.Tuner(
         tune.with_resources(actor, tune.PlacementGroupFactory([bundle])),
         tune_config=tune.TuneConfig(
@@ -287,8 +316,9 @@ def _tuner(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int, watch: Watch
             scheduler=scheduler_of(spec),
             num_samples=-1,  # the searcher says when there are no more
             max_concurrent_trials=at_once,
-            # A process of its own for each: what one has left in memory, or hanging, ends with it.
-            reuse_actors=False,
+            # A process of its own for each: what one has left in memory, or hanging, ends with it. Of those that train
+            # in engines a process holds next to nothing.
+            reuse_actors=bool(engines),
         ),
         run_config=tune.RunConfig(
             name="search",

@@ -73,6 +73,8 @@ class Ledger:
     """Seconds of earlier attempts."""
     closed: bool = False
     """Whether no more trials are to be begun."""
+    share: float = 1.0
+    """Of a trial in the resources of its process; less where trials train together."""
     planned: int = 0
     """How many there are to be; fewer where the space has no more points."""
 
@@ -159,9 +161,9 @@ class Ledger:
 
     @property
     def gpus(self) -> float:
-        """GPUs of a trial."""
+        """GPUs of a trial; of those that train together, its share."""
         resources = self.spec.resources
-        return (resources.gpus_per_worker or 0.0) * max(1, resources.workers)
+        return (resources.gpus_per_worker or 0.0) * max(1, resources.workers) * self.share
 
     @property
     def gpu_hours(self) -> float:

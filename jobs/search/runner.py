@@ -63,7 +63,7 @@ class InProcess:
 
     def events(self, run: TrialRun, stopping: Callable[[], bool]) -> Generator[Event]:
         """See TrialRunner."""
-        return _stream(functools.partial(_train_here, run), stopping)
+        return stream(functools.partial(_train_here, run), stopping)
 
 
 class InWorkers:
@@ -71,7 +71,7 @@ class InWorkers:
 
     def events(self, run: TrialRun, stopping: Callable[[], bool]) -> Generator[Event]:
         """See TrialRunner."""
-        return _stream(functools.partial(_train_in_workers, run), stopping)
+        return stream(functools.partial(_train_in_workers, run), stopping)
 
 
 def runner_for(spec: JobSpec) -> TrialRunner:
@@ -79,8 +79,8 @@ def runner_for(spec: JobSpec) -> TrialRunner:
     return InWorkers() if spec.resources.workers else InProcess()
 
 
-def _stream(work: Work, stopping: Callable[[], bool]) -> Generator[Event]:
-    """Run work in a thread; yield what it says."""
+def stream(work: Work, stopping: Callable[[], bool]) -> Generator[Event]:
+    """Run work in a thread; yield what it says. Closing it ends the work."""
     said: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
     signals = StopSignals()
     signals.watch(lambda: signals.ask() if stopping() else None)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from ray import tune
 
 from jobs.cluster import StopFlag
 from jobs.search.ledger import trial_id
-from jobs.search.runner import runner_for
+from jobs.search.runner import TrialRunner, runner_for
 from jobs.search.sampler import SCORE
+from jobs.search.shared.actor import InEngine
 from jobs.search.trial import Result, TrialPlan, results
 from service.spec.job import JobSpec
 
@@ -18,19 +19,34 @@ from service.spec.job import JobSpec
 class TrialActor(tune.Trainable):
     """The light driver of a trial. `stop` ends the training that is under way."""
 
-    def setup(self, config: dict[str, Any], plan: TrialPlan | None = None, bell: Any = None) -> None:
+    def setup(
+        self, config: dict[str, Any], plan: TrialPlan | None = None, bell: Any = None, engines: Sequence[Any] = ()
+    ) -> None:
         """See Trainable.
 
         Args:
             config: {"number": n}.
             plan: what all trials share.
             bell: the job's StopBell actor.
+            engines: actors in which trials train together; empty: each trains on its own.
         """
         assert plan is not None
-        spec = JobSpec.model_validate_json(plan.spec)
-        self._evaluations = spec.search.evaluations
-        trial = trial_id(config["number"])
-        self._results: Generator[Result] = results(plan, trial, runner_for(spec), StopFlag(bell).is_set)
+        self._plan, self._engines, self._stopping = plan, engines, StopFlag(bell)
+        self._spec = JobSpec.model_validate_json(plan.spec)
+        self._evaluations = self._spec.search.evaluations
+        self._results = self._begin(config["number"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """See Trainable: where trials train in engines, their drivers are used again."""
+        self._results.close()
+        self._results = self._begin(new_config["number"])
+        return True
+
+    def _begin(self, number: int) -> Generator[Result]:
+        runner: TrialRunner = runner_for(self._spec)
+        if self._engines:
+            runner = InEngine(self._engines, number, self._spec.resources.max_failures)
+        return results(self._plan, trial_id(number), runner, self._stopping.is_set)
 
     def step(self) -> dict[str, Any]:
         """See Trainable."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.stopping import StopSignals
 from service.spec.job import JobSpec
 from service.storage import Storage
+
+if TYPE_CHECKING:
+    pass
 
 
 def train_here(
@@ -19,6 +22,7 @@ def train_here(
     signals: StopSignals,
     *,
     trial: bool = False,
+    trainer: Callable[[Any, Any], Any] | None = None,
 ) -> dict[str, Any]:
     """Train as the only worker; returns, and raises, what `jobs.train.loop.train` does.
 
@@ -30,9 +34,10 @@ def train_here(
         emit: takes events.
         signals: what may ask it to stop.
         trial: see `jobs.train.loop.TrainTask`.
+        trainer: makes what trains, of a task and a session; None: `jobs.train.loop.Trainer`.
     """
     from jobs.prepare import fetch_rows
-    from jobs.train.loop import TrainTask, train
+    from jobs.train.loop import Trainer, TrainTask
     from jobs.train.session import LocalSession
 
     def stopping() -> bool:
@@ -41,4 +46,4 @@ def train_here(
 
     train_rows, val_rows = (fetch_rows(data, name) for name in ("train", "val"))
     task = TrainTask(spec, train_rows, val_rows, root.path(), revision, trial)
-    return train(task, LocalSession(emit, stopping))
+    return dict((trainer or Trainer)(task, LocalSession(emit, stopping)).run())

@@ -32,12 +32,15 @@ from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
 from jobs.convert import save_published
 from jobs.evaluate import evaluate, from_lines, to_lines
 from jobs.failures import inputs_that_were_there
+from jobs.fast.dora import speed_up
+from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
 from jobs.init_data import InitClips
 from jobs.inits import INITIAL, begin, initial_sha256, without_adapter
 from jobs.model import Whisper, load_whisper
 from jobs.progress import transfer_events
 from jobs.score import summarise
 from jobs.train.checkpoint import Progress, adapter_state, read_checkpoint, write_checkpoint
+from jobs.train.kept import KeptOutputs, is_used, make_outputs, origin_of, why_not
 from jobs.train.ranks import VirtualRanks
 from jobs.train.runtime import Runtime, make_runtime
 from jobs.train.session import Session
@@ -64,10 +67,15 @@ class TrainTask:
     """Whether it is a search's: then it ends with its last checkpoint, which a run of the same spec goes on from."""
 
 
-def train(task: TrainTask, session: Session) -> dict[str, Any]:
+def train(task: TrainTask, session: Session, outputs: EncoderOutputs | None = None) -> dict[str, Any]:
     """Fine-tune with all workers; each of them makes this call.
 
     Leaves evaluation/base.jsonl, adapter/ and evaluation/tuned.jsonl under the root; a trial checkpoints alone.
+
+    Args:
+        task: what to train on.
+        session: who the other workers are.
+        outputs: encoder outputs that this process's trainings on the same base and rows share.
 
     Returns:
         {"base": metrics, "tuned": metrics, "adapter": coverage, "training": what was done}; of a trial the last two.
@@ -79,19 +87,19 @@ def train(task: TrainTask, session: Session) -> dict[str, Any]:
         InputLostError: a clip or the base model has gone.
         VerificationError: an adapter did not learn.
     """
-    return Trainer(task, session).run()
+    return Trainer(task, session, outputs).run()
 
 
 class Trainer:
     """One run of the engine in one worker."""
 
-    def __init__(self, task: TrainTask, session: Session) -> None:
+    def __init__(self, task: TrainTask, session: Session, outputs: EncoderOutputs | None = None) -> None:
         self.task, self.spec, self.session = task, task.spec, session
         self.storage = Storage(task.root, transfer_events(session.emit))
         self.settings, self.revision = task.spec.training, task.revision
         self.runtime: Runtime = make_runtime(task.spec, self.storage, session)
         self.train_set, self.val_set = Dataset.from_file(task.train), Dataset.from_file(task.val)
-        self.ranks = VirtualRanks(task.spec.resources.workers, session.rank, session.workers)
+        self.ranks: Any = VirtualRanks(task.spec.resources.workers, session.rank, session.workers)
         self.schedule = Schedule(
             rows=len(self.train_set),
             per_dev_batch=self.settings.per_dev_batch,
@@ -105,12 +113,15 @@ class Trainer:
         self.progress = Progress()
         self.window, self.whole = Window(), Window()
         self.best: dict[str, Tensor] | None = None
+        self.kept: KeptOutputs | None = None
+        self._given, self.shares_outputs = outputs, outputs is not None
 
     def run(self) -> dict[str, Any]:
         """The whole run; see `train`."""
         seed_everything(self.settings.seed)
         self.whisper = self._load_base()
         self.whisper.model.to(self.runtime.device)
+        self.kept = self._keep_outputs()
         base = None if self.task.trial else self._score_base()
         self._prepare_training()
         self._evaluate_if_due()  # a run may have been stopped between a step and its evaluation
@@ -139,6 +150,22 @@ class Trainer:
         with inputs_that_were_there():
             return load_whisper(self.settings.base_model, self.revision, attention=self.spec.engine.attention)
 
+    def _keep_outputs(self) -> KeptOutputs | None:
+        if why := why_not(self.spec):
+            self._notice(why)
+        if not is_used(self.spec):
+            return None
+        splits = {"train": self.task.train, "val": self.task.val}
+        origin = origin_of(self.spec, splits, self.revision, self.runtime.device, self.runtime.precision)
+        outputs = self._outputs(origin)
+        if outputs.origin != origin:
+            raise ValueError(f"encoder outputs of {outputs.origin} were handed to a training that needs {origin}")
+        evaluations = -(-self.steps // self.settings.eval_steps) + (not self.task.trial)
+        return KeptOutputs(self.spec, outputs, evaluations, shared=self.shares_outputs)
+
+    def _outputs(self, origin: Origin) -> EncoderOutputs:
+        return self._given or make_outputs(self.spec, origin, self.runtime.device)
+
     # The way in: base score, adapters, optimizer, checkpoint.
 
     def _score_base(self) -> dict[str, Any]:
@@ -155,10 +182,12 @@ class Trainer:
     def _prepare_training(self) -> None:
         seed_everything(self.settings.seed)  # the same adapters whether or not the base was scored just now
         total = sum(parameter.numel() for parameter in self.whisper.model.parameters())
-        self.loader = self._loader(self.train_set, Augmenter(self.spec.augment, self.settings.seed))
+        augmenter = Augmenter(self.spec.augment, self.settings.seed)
+        self.loader = self._loader(self.train_set, augmenter, self.kept.train if self.kept else None)
         self.model = begin(self.whisper.model, self.settings, self.storage, self.session.rank, self._init_clips)
         if self.spec.engine.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.dora = speed_up(self.model, self.spec.engine.dora_dropout, fast=self.spec.engine.fast_dora)
         self.before = snapshot(self.model)
         self.parameters = [parameter for _, parameter in trainable_parameters(self.model)]
         optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay)
@@ -183,7 +212,7 @@ class Trainer:
             }
         )
 
-    def _loader(self, rows: Dataset, augmenter: Augmenter | None = None) -> Loader:
+    def _loader(self, rows: Dataset, augmenter: Augmenter | None = None, outputs: SplitOutputs | None = None) -> Loader:
         return Loader(
             rows,
             self.whisper.processor.feature_extractor,
@@ -192,6 +221,7 @@ class Trainer:
             prefetch=self.spec.data.prefetch,
             augmenter=augmenter,
             timestamps=self.spec.data.timestamps,
+            outputs=outputs,
         )
 
     def _resume(self) -> None:
@@ -210,7 +240,7 @@ class Trainer:
 
     def _init_clips(self) -> InitClips:
         rows = self.schedule.order(0)[: self.spec.engine.init_clips].tolist()
-        return InitClips(rows, self.loader.make, self.runtime.device, self.settings.freeze_encoder)
+        return InitClips(rows, self._loader(self.train_set).make, self.runtime.device, self.settings.freeze_encoder)
 
     def _parts(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.runtime.scaler}
@@ -242,12 +272,20 @@ class Trainer:
         if not self.runtime.skipped(self.optimizer):
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.dora.refresh()
         self.progress.step += 1
         for window in (self.window, self.whole):
             window.add(loss, self.schedule, self.progress.step)
         self._log(norm, rate)
+        self._tell_kept()
         if not self._evaluate_if_due() and self.progress.step % self.settings.save_steps == 0:
             self._save()
+
+    def _tell_kept(self) -> None:
+        if self.kept is not None:
+            self.kept.outputs.settle()
+            if self.progress.step % self.schedule.steps_per_epoch == 0 and (kept := self.kept.report()):
+                self._notice(kept)
 
     def _stop(self) -> NoReturn:
         """Leave the training with a checkpoint of what was done."""
@@ -274,9 +312,13 @@ class Trainer:
                     loss += float(part.detach())
                     self.runtime.backward(part)
         (loss,) = distributed.sum_numbers([loss], self.runtime.device)
+        self._finite(loss)
+        distributed.sum_gradients(self.parameters)
+        return loss
+
+    def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):
             raise DivergedError(self._diverged(f"the loss is {loss}"))
-        distributed.sum_gradients(self.parameters)
         return loss
 
     def _diverged(self, what: str) -> str:
@@ -337,7 +379,7 @@ class Trainer:
             _, summary = self._evaluate(self.model, "validation", 0)
             return {name: summary[name] for name in ("wer", "cer")}
         with self.runtime.autocast(), inputs_that_were_there():
-            loader = self._loader(self.val_set)
+            loader = self._loader(self.val_set, outputs=self.kept.val if self.kept else None)
             return {"loss": validation_loss(self.model, self.val_set, loader, self.spec, self.session)}
 
     def _save(self) -> None:
@@ -378,10 +420,12 @@ class Trainer:
 
     def _score_saved(self) -> dict[str, Any]:
         """Score what was published: the adapter's files on a base read anew, not what is in memory."""
-        del self.model, self.optimizer, self.scheduler, self.parameters, self.whisper.model
+        del self.model, self.dora, self.optimizer, self.scheduler, self.parameters, self.whisper.model, self.loader
+        self.kept = None  # a proof computes everything anew
         gc.collect()
         self.whisper = self._load_base()
         model = load_adapter(self.whisper.model, self.storage.fetch(ADAPTER)).to(self.runtime.device)
+        speed_up(model, fast=self.spec.engine.fast_dora)
         utterances, summary = self._evaluate(model, "tuned", self.spec.evaluation.bootstrap)
         if self.session.rank == 0:
             self.storage.write_text(TUNED_LINES, to_lines(utterances))
@@ -413,6 +457,7 @@ class Trainer:
                 rules=self.spec.data.text,
                 progress=progress,
                 stopping=self.session.stopping,
+                outputs=self.kept.val if self.kept else None,
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jobs.batches import Batch
+from jobs.fast.encoder_outputs import Encode
 from jobs.tokens import IGNORE
 
 
@@ -17,24 +19,32 @@ def forward_loss(model: Any, batch: Batch, device: torch.device, *, freeze_encod
 
     Args:
         model: a Whisper model or a PeftModel around one.
-        batch: features (B, M, F), decoder inputs and labels (B, T).
+        batch: features (B, M, F) or encoder outputs, decoder inputs and labels (B, T).
         device: where the model is.
         freeze_encoder: run the encoder without gradients and without dropout.
 
     Returns:
         float32 scalar.
     """
-    features_BMF = batch.features_BMF.to(device, non_blocking=True)
-    heard: dict[str, Any] = {"input_features": features_BMF}
-    if freeze_encoder:
-        # A tuple: with a fresh output object transformers would run the encoder again.
-        heard = {"encoder_outputs": (_hear(encoder_of(model), features_BMF),)}
+    heard: dict[str, Any] = {}
+    # A tuple: with a fresh output object transformers would run the encoder again.
+    if batch.heard is not None:
+        heard["encoder_outputs"] = (batch.heard.complete(batch.features_BMF, encode_by(model)),)
+    elif freeze_encoder:
+        heard["encoder_outputs"] = (encode_by(model)(batch.features_BMF.to(device, non_blocking=True)),)
+    else:
+        heard["input_features"] = batch.features_BMF.to(device, non_blocking=True)
     logits_BTV = model(**heard, decoder_input_ids=batch.inputs_BT.to(device), use_cache=False).logits
     labels_BT = batch.labels_BT.to(device)
+    return cross_entropy(logits_BTV, labels_BT)
+
+
+def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Summed over the label tokens; float32 scalar."""
     return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def _hear(encoder: Any, features_BMF: Tensor) -> Tensor:
+def hear(encoder: Any, features_BMF: Tensor) -> Tensor:
     """The encoder's output (B, P, D) as in inference: a checkpoint's config may ask for dropout in training."""
     was_training = encoder.training
     encoder.eval()
@@ -42,6 +52,11 @@ def _hear(encoder: Any, features_BMF: Tensor) -> Tensor:
         hidden_BPD: Tensor = encoder(features_BMF).last_hidden_state
     encoder.train(was_training)
     return hidden_BPD
+
+
+def encode_by(model: Any) -> Encode:
+    """The encoder of a model, for outputs that are kept."""
+    return functools.partial(hear, encoder_of(model))
 
 
 def encoder_of(model: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from service.plan import make_plan
 from service.spec.job import JobSpec
+from service.spec.shared import TRIALS, is_shared
 from service.spec.whisper_dims import known_dims
 from service.spec.whisper_modules import total_parameters
 
@@ -66,9 +67,11 @@ def workers_of(spec: JobSpec, memory: str | None = None) -> Workers:
     if asked.min_workers is not None:
         notes.append("resources.min_workers: KubeRay begins a RayJob when all of its pods run, and not before")
     if spec.kind == "search":
-        at_once = spec.search.concurrent or 1
-        count *= at_once
-        if spec.search.concurrent is None:
+        together = TRIALS if is_shared(spec) else 1
+        count *= math.ceil((spec.search.concurrent or 1) / together)
+        if together > 1:
+            notes.append(f"{TRIALS} trials train together in each worker")
+        elif spec.search.concurrent is None:
             notes.append("search.concurrent is not set: there is room for one trial at a time")
     # Where a GPU is shared, its sharers are in one pod.
     per_pod = int(1 / gpus) if 0 < gpus < 1 else 1

@@ -59,3 +59,9 @@ class AugmentConfig(Spec):
 
     gain_db: Range = Field(default=[0.0, 0.0], examples=[[-6.0, 6.0]])
     """Lowest and highest change of volume, in dB; never beyond full scale."""
+
+    @property
+    def varies_audio(self) -> bool:
+        """Whether a clip sounds different from epoch to epoch."""
+        drawn = (self.mask_time_prob, self.mask_feature_prob, self.noise_prob, *self.gain_db)
+        return any(drawn) or any(speed != 1 for speed in self.speed)

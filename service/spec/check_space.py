@@ -16,6 +16,7 @@ from service.spec.findings import Finding, Findings, advice
 from service.spec.job import JobSpec
 from service.spec.search import Dimension
 from service.spec.settings import FLAT, nearest
+from service.spec.shared import why_separate
 from service.spec.space import (
     DEFAULT_TRIALS,
     FIXED,
@@ -90,6 +91,10 @@ def search_findings(spec: JobSpec) -> Findings:
         elif not any(_dimension_findings(spec)) and search.trials and search.trials < planned_trials(spec):
             text = f"is less than the grid's {planned_trials(spec)} points, defaults included; leave it out"
             yield Finding(("search.trials", SPACE, "search.sampler"), text, search.trials)
+    if search.engine == "shared":
+        for reason in why_separate(spec):
+            text = f"cannot be: {reason}; take separate, or auto"
+            yield Finding(("search.engine", reason.split(" ", 1)[0]), text, search.engine)
     trials = search.trials or (DEFAULT_TRIALS if search.sampler != "grid" else None)
     if trials and search.top_k > trials:
         yield Finding(("search.top_k", "search.trials"), f"is more than the {trials} trials", search.top_k)

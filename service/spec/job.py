@@ -22,8 +22,16 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
     "storage": True,
     "training": {"outdir"},
     "data": {"prefetch", "threads"},
-    "engine": {"keep_checkpoints", "report_to", "threads", "timeout_s"},
-    "search": {"concurrent", "max_failures"},
+    "engine": {
+        "fast_dora",
+        "keep_checkpoints",
+        "keep_encoder",
+        "keep_encoder_gb",
+        "report_to",
+        "threads",
+        "timeout_s",
+    },
+    "search": {"concurrent", "engine", "max_failures"},
     "resources": {"min_workers", "gpus_per_worker", "cpus_per_worker", "wait_s", "max_failures"},
 }
 """What changes the result by rounding at most: where artifacts go, what is kept of them, on what it is computed."""

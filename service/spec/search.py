@@ -167,6 +167,12 @@ class SearchConfig(Spec):
     """Runs of each configuration, with seeds training.seed, training.seed + 1, ...; it is scored by their mean. The
     scheduler judges by the first run, and the others are made of configurations that it lets finish."""
 
+    engine: Literal["auto", "shared", "separate"] = "auto"
+    """How trials are trained. `shared`: in one process per GPU (or per worker's CPUs), over one base model, which hears
+    each clip once for all of them; each trial equals its configuration run alone up to rounding. It wants
+    `training.freeze_encoder` throughout the space. `separate`: each on its own. `auto`: shared where that is possible,
+    else it says why not."""
+
     seed: Int = Field(default=42, ge=0, lt=2**32)
     """Seed of what the sampler draws."""
 
@@ -177,8 +183,8 @@ class SearchConfig(Spec):
     """The most that all trials together may use, in GPU-hours."""
 
     concurrent: Int | None = Field(default=None, ge=1, examples=[4])
-    """Trials at once. Default: as many as the cluster has room for when the search begins; more than that wait for
-    nodes that an autoscaler adds."""
+    """Trials at once. Default: as many as the cluster has room for when the search begins, with the shared engine eight
+    times as many; more than that wait for nodes that an autoscaler adds."""
 
     max_failures: Int = Field(default=4, ge=0)
     """How many trials may fail (out of memory, a loss that is no number): they are kept in the table with their cause,

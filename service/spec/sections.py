@@ -79,8 +79,32 @@ class EngineConfig(Spec):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
+    fast_dora: bool = True
+    """Compute DoRA at LoRA's cost: the norms n of the rows of W + s B A once per optimizer step, in float32, from
+    ||W||^2 + 2 s B . (W A^T) + s^2 B . (B A A^T), and each layer as y = g * (W x + s B A x) + b with g = m / n. False:
+    PEFT's own layers, which compute the norms anew from all of W + s B A in every forward pass, in training and for
+    every token in transcribing. The results differ by rounding."""
+
+    dora_dropout: Literal["branch", "peft"] = "branch"
+    """What `lora_dropout` drops with DoRA in training, d(x) being x with elements dropped: `branch` the input of the
+    low-rank branch, as LoRA does, y = g * (W x + s B A d(x)) + b; `peft` what PEFT drops, the input of a base product
+    too, y = W x + b + (g - 1) * W d(x) + g * s B A d(x), which `fast_dora` cannot speed up. The two are the same at a
+    dropout of 0, and in evaluation always."""
+
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
+
+    keep_encoder: Literal["auto", "device", "host", "disk", "off"] = "auto"
+    """With `training.freeze_encoder`, the encoder's output for a clip that `augment` does not vary is the same in every
+    epoch and evaluation: it is computed once and kept, and the clip is not decoded again. `auto`: where a clip is heard
+    more than once, in the GPU's memory, then in main memory, then in 16 GB at most of the disk of $WHISPER_JOBS_CACHE,
+    for each worker; `device`, `host`, `disk`: there alone. What has no room is computed anew. A window takes 3.84 MB in
+    mixed precision at a width of 1280, and twice as much without. `off`: the encoder runs each time, as in
+    transformers."""
+
+    keep_encoder_gb: Float | None = Field(default=None, ge=0, examples=[20])
+    """Most that they may take of each worker's GPU memory, and of main memory, in GB. Default: half of what training
+    leaves of the GPU's, and a quarter of what is free of the node's."""
 
     init_clips: Int = Field(default=64, ge=1)
     """Clips of the training set that `lora_init` eva, corda and lora_ga look at before the training, unvaried and in

@@ -136,10 +136,10 @@ class TestFrozenEncoder:
     def frozen(
         self, request: pytest.FixtureRequest, base: Path, tones: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> tuple[Run, list[Call]]:
-        """A run, merged; and the calls of its encoder."""
-        root = tmp_path_factory.mktemp("frozen") / "run"
+        """A run that keeps no encoder outputs, merged; and the calls of its encoder."""
+        root, off = tmp_path_factory.mktemp("frozen") / "run", {"engine": {"keep_encoder": "off"}}
         with watched(WhisperEncoder) as calls:
-            run = Run(job(base, tones, root, freeze_encoder=True, lr=0.05, use_dora=request.param))
+            run = Run(job(base, tones, root, off, freeze_encoder=True, lr=0.05, use_dora=request.param))
         run.merge()
         return run, calls
 
@@ -233,9 +233,8 @@ def test_gradient_checkpointing_computes_layers_again_and_changes_no_number(
     for flag in (False, True):
         settings = {"freeze_encoder": freeze_encoder, "use_dora": True, "lora_dropout": 0.2}
         with watched(WhisperAttention) as calls:
-            runs[flag] = Run(
-                job(tiny, tones, tmp_path / str(flag), {"engine": {"gradient_checkpointing": flag}}, **settings)
-            )
+            engine = {"gradient_checkpointing": flag, "keep_encoder": "off"}
+            runs[flag] = Run(job(tiny, tones, tmp_path / str(flag), {"engine": engine}, **settings))
         # Scoring is done in inference mode; what is left are the steps.
         computed[flag] = sum(not call.output[0].is_inference() for call in calls) / len(runs[flag].steps())
     assert computed[False] == 2 + 4, "attentions of encoder and decoder, once per step"

@@ -162,6 +162,12 @@ SHARED = {"kind": "search", "resources__workers": 1}
 EXPORT = {"kind": "export", "export__source": "s3://speech/adapter", "export__base": "openai/whisper-small"}
 
 
+def test_trials_that_train_together_share_a_pod() -> None:
+    spec = spec_of(**SHARED, search__concurrent=16, training__freeze_encoder=True)
+
+    assert worker_group(spec)["replicas"] == 2, "8 trials in each"
+
+
 @pytest.mark.parametrize(
     ("settings", "pods", "cpus", "gpus"),
     [

@@ -1,0 +1,198 @@
+"""Many adapters over one base: one forward and backward pass for all trials that are at work.
+
+The encoder is frozen: its output is computed once for each distinct batch, without gradients. Every trial has a
+PeftModel of its own, whose base weights are the shared ones; it is what is initialised, evaluated, saved and restored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jobs.adapter import base_name, lora_layers
+from jobs.batches import Batch
+from jobs.fast.stack import Layout, Stack, StackedLinear
+from jobs.tokens import IGNORE
+from jobs.train.step import cross_entropy, hear
+
+OF_AUDIO = (".encoder_attn.k_proj", ".encoder_attn.v_proj")
+"""Whose input is the encoder's output."""
+
+Hear = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a trial wants of a step.
+
+    Attributes:
+        model: the trial's PeftModel.
+        passes: its forward passes.
+        tokens: label tokens of all of them; the loss is the mean over these.
+        generator: the random numbers of its dropout.
+    """
+
+    model: Any
+    passes: Sequence[Batch]
+    tokens: float
+    generator: torch.Generator
+
+
+class ManyAdapters:
+    """A base model under the adapters of several trials.
+
+    Args:
+        model: the base, on its device; it is left as it is.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._base = model.eval().requires_grad_(False)
+        self.device = next(model.parameters()).device
+        self._layout = Layout()
+        self._model = self.twin()
+        self._places: dict[str, StackedLinear] = {}
+        self._trials: list[Any] = []
+        for name, module in list(self._model.model.decoder.named_modules()):
+            whole = f"model.decoder.{name}"
+            if isinstance(module, nn.Linear):
+                place = StackedLinear(module, self._layout, of_audio=whole.endswith(OF_AUDIO))
+                parent, _, last = whole.rpartition(".")
+                setattr(self._model.get_submodule(parent), last, place)
+                self._places[whole] = place
+
+    def twin(self) -> Any:
+        """Another model over the very weights of the base: a tree of modules, and no memory to speak of."""
+        with torch.device("meta"):
+            made = type(self._base)(self._base.config)
+        made.load_state_dict(self._base.state_dict(), assign=True)
+        made.tie_weights()
+        made.generation_config = self._base.generation_config
+        return made.eval().requires_grad_(False)
+
+    def add(self, model: Any) -> None:
+        """Take a trial in: its parameters lie with the others' from now on.
+
+        Args:
+            model: its PeftModel, around a `twin`.
+        """
+        self._rebuild([*self._trials, model])
+
+    def remove(self, model: Any) -> None:
+        """Let a trial go, with its parameters as they are."""
+        self._rebuild([each for each in self._trials if each is not model])
+
+    def _rebuild(self, trials: list[Any]) -> None:
+        self.release()
+        layers = [{base_name(name): layer for name, layer in lora_layers(trial)} for trial in trials]
+        for name, place in self._places.items():
+            mine = [each.get(name) for each in layers]
+            place.stack = Stack(place.base, mine) if any(layer is not None for layer in mine) else None
+        self._trials = trials
+
+    def release(self) -> None:
+        """Give all trials' parameters memory of their own."""
+        for place in self._places.values():
+            if place.stack is not None:
+                place.stack.release()
+                place.stack = None
+        self._trials = []
+
+    def gradients(self, works: Sequence[Work], autocast: Callable[[], Any]) -> list[float]:
+        """One step of several trials: every parameter of theirs gets its gradient.
+
+        Args:
+            works: what each of them wants; each trial is in at most once.
+            autocast: gives the context of a forward pass.
+
+        Returns:
+            each trial's loss, its mean per label token.
+        """
+        stacks = [place.stack for place in self._places.values() if place.stack is not None]
+        for stack in stacks:
+            stack.begin()
+        losses = [0.0] * len(works)
+        for turn in range(max(len(work.passes) for work in works)):
+            for group in _alike(
+                [(index, work.passes[turn]) for index, work in enumerate(works) if turn < len(work.passes)]
+            ):
+                found = self._pass([(works[index], batch) for index, batch in group], autocast)
+                for (index, _), loss in zip(group, found, strict=True):
+                    losses[index] += loss
+        for stack in stacks:
+            stack.hand_out()
+        return losses
+
+    def _pass(self, group: list[tuple[Work, Batch]], autocast: Callable[[], Any]) -> list[float]:
+        """Forward and backward of one batch of each of some trials; all batches hold as many clips."""
+        batches = [batch for _, batch in group]
+        with autocast():
+            with self._at_work(group) as audio:
+                inputs_NBT, labels_NBT = _padded(batches)
+                hidden = self._model.model.decoder(
+                    input_ids=inputs_NBT.flatten(0, 1).to(self.device), encoder_hidden_states=audio, use_cache=False
+                ).last_hidden_state
+            # Trial by trial: the logits of all at once would be the largest thing by far.
+            apart = hidden.detach().requires_grad_()
+            losses = []
+            for (work, _), part, labels_BT in zip(
+                group, apart.unflatten(0, inputs_NBT.shape[:2]), labels_NBT, strict=True
+            ):
+                loss = cross_entropy(self._model.proj_out(part), labels_BT.to(self.device)) / work.tokens
+                loss.backward()
+                losses.append(loss.detach())
+        hidden.backward(apart.grad)
+        return [float(loss) for loss in losses]
+
+    @contextlib.contextmanager
+    def _at_work(self, group: list[tuple[Work, Batch]]) -> Iterator[Tensor]:
+        """Lay out a forward pass; gives the encoder's output of each distinct batch (U * B, P, D)."""
+        distinct: dict[int, int] = {}
+        for _, batch in group:
+            distinct.setdefault(id(batch), len(distinct))
+        first = {id(batch): batch for _, batch in group}
+        layout = self._layout
+        layout.members = [self._index(work.model) for work, _ in group]
+        layout.audio_of = [distinct[id(batch)] for _, batch in group]
+        layout.generators = [work.generator for work, _ in group]
+        layout.texts = [batch.inputs_BT.shape[1] for _, batch in group]
+        try:
+            yield torch.cat([self.hear(first[key]) for key in distinct])
+        finally:
+            layout.generators = None
+
+    def _index(self, model: Any) -> int:
+        return next(index for index, each in enumerate(self._trials) if each is model)
+
+    def hear(self, batch: Batch) -> Tensor:
+        """The encoder's output of a batch (B, P, D)."""
+        encode = functools.partial(hear, self._base.model.encoder)
+        if batch.heard is not None:
+            return batch.heard.complete(batch.features_BMF, encode)
+        return encode(batch.features_BMF.to(self.device, non_blocking=True))
+
+
+def _alike(batches: list[tuple[int, Batch]]) -> list[list[tuple[int, Batch]]]:
+    """Batches by their number of clips: the last one of an epoch may hold fewer."""
+    groups: dict[int, list[tuple[int, Batch]]] = {}
+    for index, batch in batches:
+        groups.setdefault(len(batch.rows), []).append((index, batch))
+    return list(groups.values())
+
+
+def _padded(batches: list[Batch]) -> tuple[Tensor, Tensor]:
+    """Decoder inputs and labels of all trials (N, B, T), padded to the longest: what follows a text changes nothing of
+    what comes before it."""
+    longest = max(batch.inputs_BT.shape[1] for batch in batches)
+
+    def pad(tokens_BT: Tensor, fill: int) -> Tensor:
+        return F.pad(tokens_BT, (0, longest - tokens_BT.shape[1]), value=fill)
+
+    inputs = torch.stack([pad(batch.inputs_BT, int(batch.inputs_BT[0, 0])) for batch in batches])
+    return inputs, torch.stack([pad(batch.labels_BT, IGNORE) for batch in batches])

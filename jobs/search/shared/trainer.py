@@ -1,0 +1,111 @@
+"""The training engine of one trial among others: with a schedule, an optimizer and checkpoints of its own, and
+gradients from the step that all trials make together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jobs.batches import Batch, Loader
+from jobs.fast.many import Work
+from jobs.train.checkpoint import random_states
+from jobs.train.loop import Trainer, TrainTask
+from jobs.train.session import Session
+
+if TYPE_CHECKING:
+    from jobs.augment import Augmenter
+    from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
+    from jobs.model import Whisper
+    from jobs.search.shared.engine import SharedEngine
+
+
+class SharedTrainer(Trainer):
+    """A trial.
+
+    Args:
+        task: its train job.
+        session: takes its events.
+        engine: what it shares with the others.
+    """
+
+    def __init__(self, task: TrainTask, session: Session, engine: SharedEngine) -> None:
+        super().__init__(task, session)
+        self.engine = engine
+        self.streams = Streams(self.runtime.device)
+        self.ranks = self.streams
+        self.shares_outputs = True
+
+    def run(self) -> dict[str, Any]:
+        """See Trainer."""
+        self.engine.join(self)
+        try:
+            return super().run()
+        finally:
+            self.engine.leave(self)
+
+    def _load_base(self) -> Whisper:
+        return self.engine.whisper()
+
+    def _outputs(self, origin: Origin) -> EncoderOutputs:
+        return self.engine.outputs(self.spec, origin)
+
+    def _loader(self, rows: Any, augmenter: Augmenter | None = None, outputs: SplitOutputs | None = None) -> Loader:
+        loader = super()._loader(rows, augmenter, outputs)
+        return self.engine.loader(loader, self.settings.seed, trains=rows is self.train_set)
+
+    def _prepare_training(self) -> None:
+        # Adapters are drawn from the process's generators, as a trial alone draws them.
+        with self.engine.alone:
+            super()._prepare_training()
+        self.engine.add(self)
+
+    def _gradients(self, batches: tuple[list[Batch], ...], tokens: float) -> float:
+        (passes,) = batches
+        return self._finite(self.engine.gradients(self, Work(self.model, passes, tokens, self.streams.generator)))
+
+    def _measure(self) -> dict[str, float]:
+        with self.engine.scoring:  # one after the other: each has the processor to itself
+            return super()._measure()
+
+    def _take_best(self) -> dict[str, Any]:
+        self.engine.leave(self)
+        return super()._take_best()
+
+
+class Streams:
+    """The random numbers of one trial in a process of many, in place of the process's own. They are those that the
+    trial alone would draw for its dropout, and are kept in the same form.
+
+    Args:
+        device: where dropout draws.
+    """
+
+    total, mine = 1, (0,)
+
+    def __init__(self, device: torch.device) -> None:
+        self.generator = torch.Generator(device)
+
+    def seed(self, seed: int) -> None:
+        """Begin."""
+        self.generator.manual_seed(seed)
+
+    @contextlib.contextmanager
+    def at_work(self, rank: int) -> Iterator[None]:
+        """See VirtualRanks."""
+        yield
+
+    def gather(self) -> list[dict[str, Any]]:
+        """What a checkpoint holds."""
+        return [random_states() | {self._kind: self.generator.get_state()}]
+
+    def restore(self, states: list[dict[str, Any]]) -> None:
+        """Inverse of `gather`."""
+        if states[0][self._kind] is not None:
+            self.generator.set_state(states[0][self._kind])
+
+    @property
+    def _kind(self) -> str:
+        return "cuda" if self.generator.device.type == "cuda" else "torch"

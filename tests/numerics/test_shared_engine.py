@@ -1,0 +1,152 @@
+"""Trials that train together: each ends as it ends alone, whoever comes, goes, fails or is stopped beside it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine import job, keeping, run_engine, saved_adapter
+
+from jobs.prepare import prepare
+from jobs.search.runner import TrialRun
+from jobs.search.shared.engine import SharedEngine
+from service.errors import DivergedError, StoppedError, WhisperJobsError
+from service.spec.job import JobSpec
+from service.storage import Storage
+
+POINTS: list[dict[str, Any]] = [
+    {"lora_r": 4, "lora_dropout": 0.0},
+    {"lora_r": 8, "lora_alpha": 8, "use_dora": True, "lora_dropout": 0.0, "lr": 2e-3},
+    {"lora_r": 2, "lora_dropout": 0.3, "lora_target_modules": ["q_proj", "v_proj"]},
+    {"lora_r": 4, "lora_dropout": 0.0, "epochs": 1, "seed": 7},
+]
+STEPS = 7
+
+
+@pytest.fixture
+def spec_of(tiny: Path, tones: Path, tmp_path: Path) -> Callable[..., JobSpec]:
+    def make(name: str, **training: Any) -> JobSpec:
+        settings: dict[str, Any] = {"freeze_encoder": True, "epochs": 2, "eval_steps": 4, "save_steps": 3}
+        sections = {"resources": {"workers": 0}, "evaluation": {"metric": "loss"}}
+        return keeping(job(tiny, tones, tmp_path / name, sections, **settings | training), 100)
+
+    return make
+
+
+@pytest.fixture
+def data(spec_of: Callable[..., JobSpec]) -> Storage:
+    """The root with the rows that all trials train on."""
+    spec = spec_of("data")
+    prepare(
+        spec,
+        spec.root,
+        {"train": str(spec.training.train_csv), "val": str(spec.training.val_csv)},
+        str(spec.training.base_model),
+    )
+    return Storage(spec.root)
+
+
+def run_together(
+    engine: SharedEngine, specs: list[JobSpec], data: Storage, stopping: list[Callable[[], bool]] | None = None
+) -> list[list[Any]]:
+    """Each trial's events, the last one its result or what it raised."""
+    said: list[list[Any]] = [[] for _ in specs]
+
+    def go(index: int) -> None:
+        run = TrialRun(specs[index], Storage(specs[index].root), data, None)
+        try:
+            for event in engine.events(run, stopping[index] if stopping else lambda: False):
+                said[index].append(event)
+        except WhisperJobsError as error:
+            said[index].append(error)
+
+    threads = [threading.Thread(target=go, args=(index,)) for index in range(len(specs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(240)
+        assert not thread.is_alive()
+    return said
+
+
+def checkpoint(root: str | Path, step: int) -> dict[str, torch.Tensor]:
+    return saved_adapter(Path(root) / f"checkpoints/checkpoint-{step}/adapter")
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], bound: float = 1e-4) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert float((one[name] - other[name]).abs().max()) < bound, name
+
+
+def test_each_trial_ends_as_it_ends_alone(spec_of: Callable[..., JobSpec], data: Storage) -> None:
+    specs = [spec_of(f"trial-{index}", **point) for index, point in enumerate(POINTS)]
+    said = run_together(SharedEngine(specs[0], None), specs, data)
+
+    for index, point in enumerate(POINTS):
+        result = said[index][-1]["result"]
+        alone, _ = run_engine(spec_of(f"alone-{index}", **point))
+        steps = alone["training"]["steps"]
+        assert result["training"]["steps"] == steps == STEPS * (point.get("epochs") or 2)
+        for found, expected in zip(result["training"]["history"], alone["training"]["history"], strict=True):
+            assert found["step"] == expected["step"]
+            assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert result["adapter"] == alone["adapter"]
+        assert_close(checkpoint(specs[index].root, steps), checkpoint(spec_of(f"alone-{index}").root, steps))
+
+
+def test_a_trial_whose_loss_is_no_number_leaves_the_others_alone(
+    spec_of: Callable[..., JobSpec], data: Storage
+) -> None:
+    specs = [spec_of("wild", lora_init=False, lora_alpha=10**18, lora_dropout=0.0), spec_of("tame", lora_dropout=0.0)]
+    wild, tame = run_together(SharedEngine(specs[0], None), specs, data)
+
+    assert isinstance(wild[-1], DivergedError)
+    alone, _ = run_engine(spec_of("alone", lora_dropout=0.0))
+    assert tame[-1]["result"]["training"]["history"][-1]["loss"] == pytest.approx(
+        alone["training"]["history"][-1]["loss"], rel=1e-4
+    )
+
+
+def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_also_alone(
+    spec_of: Callable[..., JobSpec], data: Storage
+) -> None:
+    """With dropout: the random numbers are in the checkpoint, in the form in which a trial alone reads them."""
+    settings = {"lora_dropout": 0.3, "lora_r": 4}
+    specs = [spec_of("stopped", **settings), spec_of("other", lora_dropout=0.0)]
+    seen = threading.Event()
+    engine = SharedEngine(specs[0], None)
+    events = engine.events(TrialRun(specs[0], Storage(specs[0].root), data, None), seen.is_set)
+    for event in events:
+        if event["event"] == "step" and event["step"] == 5:
+            break
+    seen.set()
+    with pytest.raises(StoppedError):
+        for _ in events:
+            pass
+    kept = max(int(path.name.split("-")[1]) for path in (Path(specs[0].root) / "checkpoints").glob("checkpoint-*"))
+    assert 5 <= kept < 2 * STEPS
+
+    run_engine(specs[0])  # alone, from there
+
+    run_engine(spec_of("alone", **settings))
+    assert_close(checkpoint(specs[0].root, 2 * STEPS), checkpoint(spec_of("alone").root, 2 * STEPS))
+
+
+def test_what_trials_share_is_read_and_made_once(spec_of: Callable[..., JobSpec], data: Storage) -> None:
+    specs = [spec_of(f"trial-{index}", lora_dropout=0.0, lr=1e-3 * (index + 1)) for index in range(3)]
+    engine = SharedEngine(specs[0], None)
+    weights = {parameter.data_ptr() for parameter in engine._whisper.model.parameters()}
+    twins = [engine.whisper().model for _ in range(3)]
+    assert all({parameter.data_ptr() for parameter in twin.parameters()} == weights for twin in twins)
+    heard = []
+    inner = engine._many.hear
+    engine._many.hear = lambda batch: (heard.append(tuple(batch.rows)), inner(batch))[1]  # type: ignore[method-assign]
+
+    run_together(engine, specs, data)
+
+    assert len(heard) <= 2 * STEPS + 4, "once a step, but for steps before all had come"
