@@ -10,7 +10,7 @@ import click
 from service.cli.options import SpecCommand, SpecInput, output_options, spec_options
 from service.cli.output import print_json, warn
 from service.errors import Fault, SpecError
-from service.spec.settings import Setting, find, nearest, sections, settings, suggest
+from service.spec.settings import Setting, find, sections, settings, suggest, suggest_section
 
 
 @click.command(cls=SpecCommand)
@@ -46,8 +46,9 @@ def explain(setting: str | None, output: str) -> int:
     found = find(setting)
     if not found:
         name = setting.rsplit(".", 1)[-1]
-        close = [entry.path for entry in suggest(name)] or nearest(setting, sections())
-        way_out = f"did you mean {close[0]}?" if close else "`whisper-jobs explain` lists all"
+        close = suggest(name)
+        meant = suggest_section(setting, close) or (close[0].path if close else "")
+        way_out = f"did you mean {meant}?" if meant else "`whisper-jobs explain` lists all"
         raise SpecError([Fault(setting, f"is no setting; {way_out}")])
     if output == "json":
         print_json(_facts(found[0]) if len(found) == 1 else [_facts(entry) for entry in found])

@@ -18,7 +18,7 @@ from service.spec import checks, paths, rewrites, words
 from service.spec.flags import Override, Overrides, has_value
 from service.spec.job import JobSpec
 from service.spec.read import Document, KeyPath, read_document
-from service.spec.settings import FLAT, find, nearest, sections, settings, suggest
+from service.spec.settings import FLAT, find, sections, settings, suggest, suggest_section
 
 __all__ = ["LoadedSpec", "Override", "Overrides", "load_spec"]
 
@@ -181,9 +181,9 @@ class _Draft:
         """Note a key that is no setting, with the setting or section that is most likely meant."""
         close = suggest(name, section)
         here = section or (FLAT if self.is_flat and in_file else "")
-        if not section and not close and (known := nearest(name, sections())):
-            self.faults.append(Fault(where, f"is no section; did you mean `{known[0]}`?"))
-            self._meant.add(known[0])
+        if not section and (known := suggest_section(name, close)):
+            self.faults.append(Fault(where, f"is no section; did you mean `{known}`?"))
+            self._meant.add(known)
             return
         if not close:
             self.faults.append(Fault(where, "is no setting; `whisper-jobs explain` lists all"))

@@ -179,6 +179,18 @@ def suggest(name: str, section: str = "") -> list[Setting]:
     return [names[match] for match in nearest(wanted, names)]
 
 
+def suggest_section(name: str, close: list[Setting]) -> str:
+    """The section that an unknown name most likely means, where that is no setting; empty: there is none.
+
+    Args:
+        name: as it was written, without a section.
+        close: what `suggest` has for it. A setting may have a section's name (`search.engine`): then it is the section.
+    """
+    if close and ("." in name or close[0].name not in sections()):
+        return ""
+    return next(iter(nearest(name, sections())), "")
+
+
 def nearest(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
     """The known words that look most like a given one, else those that it is a part of (`decay`: `weight_decay`)."""
     words = list(known)
