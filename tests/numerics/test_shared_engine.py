@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,29 @@ def test_what_trials_share_is_read_and_made_once(spec_of: Callable[..., JobSpec]
     run_together(engine, specs, data)
 
     assert len(heard) <= 2 * STEPS + 4, "once a step, but for steps before all had come"
+
+
+def test_accelerates_objects_of_a_process_are_made_by_one_trial_at_a_time(
+    spec_of: Callable[..., JobSpec], data: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that made them at once met one half made: GradientState without plugin_kwargs."""
+    from jobs.train import loop
+
+    inner, inside, most = loop.make_runtime, 0, 0
+
+    def make_runtime(*words: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.2)  # time enough for the others to come
+        try:
+            return inner(*words)
+        finally:
+            inside -= 1
+
+    monkeypatch.setattr(loop, "make_runtime", make_runtime)
+    specs = [spec_of(f"trial-{index}", lora_dropout=0.0, epochs=1) for index in range(3)]
+    said = run_together(SharedEngine(specs[0], None), specs, data)
+
+    assert most == 1
+    assert all("result" in events[-1] for events in said)

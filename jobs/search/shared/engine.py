@@ -45,7 +45,7 @@ class SharedEngine:
         self._batches = Batches()
         self._outputs: dict[Origin, EncoderOutputs] = {}
         self.alone = threading.RLock()
-        """Held by who draws from the process's random numbers."""
+        """Held by who draws from the process's random numbers, or makes what the process has one of."""
         self.scoring = threading.RLock()
         """Held by who transcribes."""
 

@@ -32,7 +32,8 @@ class SharedTrainer(Trainer):
     """
 
     def __init__(self, task: TrainTask, session: Session, engine: SharedEngine) -> None:
-        super().__init__(task, session)
+        with engine.alone:  # accelerate's first objects in a process are made half before others can see them
+            super().__init__(task, session)
         self.engine = engine
         self.streams = Streams(self.runtime.device)
         self.ranks = self.streams
