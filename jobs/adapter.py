@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from service.errors import Fault, SpecError, VerificationError
 from service.spec.targets import AdaptedModule, adapted_modules, in_encoder, part_of, saved_modules
-from service.spec.training import TrainingConfig
+from service.spec.training import PLAIN_INITS, TrainingConfig
 from service.spec.whisper_dims import WhisperDims
 from service.spec.whisper_modules import EMBEDDING, modules
 
@@ -28,9 +28,6 @@ ADAPTER_NAME = "default"
 CONVOLUTIONS = "encoder convolutions"
 SAVED = "saved in full"
 """The part, beside those of service.spec.targets, that counts `modules_to_save`."""
-
-PLAIN_INITS = (True, False, "gaussian", "orthogonal")
-"""What LoraConfig does by itself, without touching the base."""
 
 
 def plan_adapter(training: TrainingConfig, dims: WhisperDims) -> list[AdaptedModule]:

@@ -90,10 +90,16 @@ def log_mel(feature_extractor: Any, clips: list[NDArray[np.float32]]) -> Tensor:
     return features
 
 
-def missing_log_mel(feature_extractor: Any, records: list[dict[str, Any]], heard: Heard) -> Tensor:
-    """Log-mel features of the rows whose encoder outputs are missing; each clip by itself, as `heard` wants them."""
+def features_or_heard(
+    feature_extractor: Any, records: list[dict[str, Any]], rows: list[int], outputs: SplitOutputs | None
+) -> tuple[Tensor, Heard | None]:
+    """Log-mel features of rows or, with encoder outputs, of those that are missing there, each clip by itself as
+    outputs want them; and what was found of them."""
+    if outputs is None:
+        return log_mel(feature_extractor, [read_clip(record) for record in records]), None
+    heard = outputs.look_up(rows)
     singly = [log_mel(feature_extractor, [read_clip(records[place])]) for place in heard.missing]
-    return torch.cat(singly) if singly else torch.empty(0)
+    return torch.cat(singly) if singly else torch.empty(0), heard
 
 
 class Loader:
@@ -135,13 +141,10 @@ class Loader:
         """Read and featurise these rows; in an epoch of the training (0, 1, ...) they are varied, else as they are."""
         records = [self._dataset[row] for row in rows]
         speeds, heard = [1.0] * len(rows), None
-        if self._outputs is not None:
-            heard = self._outputs.look_up(rows)
-            features = missing_log_mel(self._extractor, records, heard)
-        elif self._augmenter is None or epoch is None:
-            features = log_mel(self._extractor, [read_clip(record) for record in records])
-        else:
+        if self._outputs is None and self._augmenter is not None and epoch is not None:
             features, speeds = self._vary(records, rows, epoch, self._augmenter)
+        else:
+            features, heard = features_or_heard(self._extractor, records, rows, self._outputs)
         tokens = [self._encode(*each, epoch) for each in zip(records, rows, speeds, strict=True)]
         inputs, labels = pad(tokens, fill=tokens[0].labels[-1])
         return Batch(features, inputs, labels, rows, heard)

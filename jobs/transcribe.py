@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from jobs.batches import log_mel, missing_log_mel, read_clip
+from jobs.batches import features_or_heard
 from jobs.fast.encoder_outputs import Heard, SplitOutputs
 from jobs.train.step import encode_by
 from service.spec.sections import EvaluationConfig
@@ -67,11 +67,7 @@ def transcribe(
 
     def read(chunk: list[int]) -> tuple[Tensor, Heard | None, list[str]]:
         records = [dataset[row] for row in chunk]
-        heard = outputs.look_up(chunk) if outputs is not None else None
-        if heard is None:
-            features = log_mel(processor.feature_extractor, [read_clip(record) for record in records])
-        else:
-            features = missing_log_mel(processor.feature_extractor, records, heard)
+        features, heard = features_or_heard(processor.feature_extractor, records, chunk, outputs)
         return features, heard, [record["language"] for record in records]
 
     def inputs(features_BMF: Tensor, heard: Heard | None) -> dict[str, Any]:

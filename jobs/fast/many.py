@@ -7,7 +7,6 @@ PeftModel of its own, whose base weights are the shared ones; it is what is init
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from jobs.adapter import base_name, lora_layers
 from jobs.batches import Batch
 from jobs.fast.stack import Layout, Stack, StackedLinear
 from jobs.tokens import IGNORE
-from jobs.train.step import cross_entropy, hear
+from jobs.train.step import cross_entropy, frozen_encoder_output
 
 OF_AUDIO = (".encoder_attn.k_proj", ".encoder_attn.v_proj")
 """Whose input is the encoder's output."""
@@ -172,10 +171,7 @@ class ManyAdapters:
 
     def hear(self, batch: Batch) -> Tensor:
         """The encoder's output of a batch (B, P, D)."""
-        encode = functools.partial(hear, self._base.model.encoder)
-        if batch.heard is not None:
-            return batch.heard.complete(batch.features_BMF, encode)
-        return encode(batch.features_BMF.to(self.device, non_blocking=True))
+        return frozen_encoder_output(self._base, batch, self.device)
 
 
 def _alike(batches: list[tuple[int, Batch]]) -> list[list[tuple[int, Batch]]]:

@@ -17,6 +17,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from service.storage.transfer import write_at
+
 SLAB_BYTES = 2**28
 """Memory is taken in pieces of this size at most: torch rounds pinned memory up to a power of two."""
 
@@ -157,10 +159,7 @@ class Disk:
             found = os.fstatvfs(file.fileno())
             if found.f_bavail * found.f_frsize - size < self._reserve:
                 return None
-            content = _as_bytes(row.detach().to("cpu").contiguous()).numpy().data
-            done = 0
-            while done < size:
-                done += os.pwrite(file.fileno(), content[done:], self.rows * size + done)
+            write_at(file.fileno(), _as_bytes(row.detach().to("cpu").contiguous()).numpy().data, self.rows * size)
         except OSError as error:
             self.trouble = f"{self._folder}: {error.strerror or error}"
             return None

@@ -156,10 +156,7 @@ class StackedLinear(nn.Module):
         y_UMO = F.linear(x, base.weight).reshape(sources, -1, base.out_features)
         clips = x.shape[0] // sources
         x_UMI = x.reshape(sources, -1, base.in_features)
-        if self.of_audio and sources != count:
-            y_NMO = y_UMO[self.layout.audio_of]
-        else:
-            y_NMO = y_UMO if not self.of_audio else y_UMO[self.layout.audio_of]
+        y_NMO = self._of_each(y_UMO)
         gain = None
         if stack is not None and any(stack.ranks[index] for index in members):
             low_NMR = self._low(x_UMI, clips, positions) * _of(stack.scale_N, members)[:, None, None]
@@ -179,13 +176,17 @@ class StackedLinear(nn.Module):
         a_NRI = _of(self.stack.a_NRI, members)
         rates = [self.stack.dropouts[index] for index in members]
         if self.layout.generators is not None and any(rates):
-            x_NMI = x_UMI[self.layout.audio_of] if self.of_audio else x_UMI
+            x_NMI = self._of_each(x_UMI)
             return torch.bmm(x_NMI * self._masks(rates, clips, positions, x_NMI), a_NRI.transpose(1, 2))
         if self.of_audio and len(x_UMI) == 1:
             # One product for all: the audio is the same.
             count, rank, _ = a_NRI.shape
             return F.linear(x_UMI[0], a_NRI.flatten(0, 1)).unflatten(1, (count, rank)).transpose(0, 1)
-        return torch.bmm(x_UMI[self.layout.audio_of] if self.of_audio else x_UMI, a_NRI.transpose(1, 2))
+        return torch.bmm(self._of_each(x_UMI), a_NRI.transpose(1, 2))
+
+    def _of_each(self, distinct: Tensor) -> Tensor:
+        """Of distinct audio (U, ...) each trial's (N, ...); of text, which is each trial's own, what is given."""
+        return distinct[self.layout.audio_of] if self.of_audio else distinct
 
     def _masks(self, rates: list[float], clips: int, positions: int, like: Tensor) -> Tensor:
         """What dropout multiplies each trial's input with (N, M, I): the numbers that the trial alone would draw, also

@@ -284,8 +284,9 @@ def scheduler_of(spec: JobSpec) -> TrialScheduler:
 def _engines(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> Iterator[list[Any]]:
     """The engines in which the trials train together, while the search lasts; none where each trains on its own."""
     if not is_shared(job.spec):
-        if reasons := why_separate(job.spec) if job.spec.search.engine == "auto" else []:
-            job.events.emit({"event": "notice", "text": f"trials train separately: {escape(reasons[0])}"})
+        if job.spec.search.engine == "auto":
+            reason = why_separate(job.spec)[0]
+            job.events.emit({"event": "notice", "text": f"trials train separately: {escape(reason)}"})
         yield []
         return
     count = max(1, min(groups_at_once(job.resources), at_once))

@@ -27,11 +27,9 @@ def forward_loss(model: Any, batch: Batch, device: torch.device, *, freeze_encod
         float32 scalar.
     """
     heard: dict[str, Any] = {}
-    # A tuple: with a fresh output object transformers would run the encoder again.
-    if batch.heard is not None:
-        heard["encoder_outputs"] = (batch.heard.complete(batch.features_BMF, encode_by(model)),)
-    elif freeze_encoder:
-        heard["encoder_outputs"] = (encode_by(model)(batch.features_BMF.to(device, non_blocking=True)),)
+    if freeze_encoder or batch.heard is not None:
+        # A tuple: with a fresh output object transformers would run the encoder again.
+        heard["encoder_outputs"] = (frozen_encoder_output(model, batch, device),)
     else:
         heard["input_features"] = batch.features_BMF.to(device, non_blocking=True)
     logits_BTV = model(**heard, decoder_input_ids=batch.inputs_BT.to(device), use_cache=False).logits
@@ -44,19 +42,26 @@ def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def hear(encoder: Any, features_BMF: Tensor) -> Tensor:
-    """The encoder's output (B, P, D) as in inference: a checkpoint's config may ask for dropout in training."""
+def frozen_encoder_output(model: Any, batch: Batch, device: torch.device) -> Tensor:
+    """The encoder's output (B, P, D) of a batch: what is kept of it, and the rest computed without gradients."""
+    encode = encode_by(model)
+    if batch.heard is not None:
+        return batch.heard.complete(batch.features_BMF, encode)
+    return encode(batch.features_BMF.to(device, non_blocking=True))
+
+
+def encode_by(model: Any) -> Encode:
+    """The encoder of a model as in inference: a checkpoint's config may ask for dropout in training."""
+    return functools.partial(_encode, encoder_of(model))
+
+
+def _encode(encoder: Any, features_BMF: Tensor) -> Tensor:
     was_training = encoder.training
     encoder.eval()
     with torch.no_grad():
         hidden_BPD: Tensor = encoder(features_BMF).last_hidden_state
     encoder.train(was_training)
     return hidden_BPD
-
-
-def encode_by(model: Any) -> Encode:
-    """The encoder of a model, for outputs that are kept."""
-    return functools.partial(hear, encoder_of(model))
 
 
 def encoder_of(model: Any) -> Any:

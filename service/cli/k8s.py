@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from service.cli.options import SpecCommand, SpecInput, output_options, spec_options
+from service.cli.options import SpecCommand, SpecInput, output_options, spec_options, with_options
 from service.cli.output import print_json, warn
 from service.cli.uploads import planned_uploads, send_uploads
 from service.errors import EXIT_DONE, Fault, InputError
 from service.spec.look import is_file
-
-Function = Callable[..., Any]
 
 
 @click.group()
@@ -23,28 +21,21 @@ def k8s() -> None:
     """Manifests for Kubernetes with KubeRay; no cluster is asked."""
 
 
-def _manifest_options(function: Function) -> Function:
-    for option in reversed(
-        (
-            click.option("--image", required=True, metavar="IMAGE", help="The image of docker/, in your registry."),
-            click.option("--namespace", default="whisper-jobs", show_default=True, help="Where k8s/base is."),
-            click.option("--schedule", metavar="CRON", help='A CronJob in place of a RayJob: "0 2 * * *".'),
-            click.option("--time-zone", metavar="ZONE", help="Of the schedule. Default: Etc/UTC."),
-            click.option("--suspend", is_flag=True, help="Have the schedule rest at first."),
-            click.option(
-                "--cluster", metavar="NAME", help="The RayCluster that runs a scheduled job. Default: whisper-jobs."
-            ),
-            click.option("--queue", metavar="NAME", help="LocalQueue of Kueue that the RayJob waits in."),
-            click.option("--memory", metavar="24Gi", help="Of each worker pod. Default: by the base model's size."),
-            click.option("--spot", is_flag=True, help="Workers on spot nodes; the head never is on one."),
-            click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Of the workers' nodes."),
-            click.option("--mount", multiple=True, metavar="CLAIM:/path", help="A volume that all pods share."),
-            click.option("--pull-secret", metavar="NAME", help="Secret with which the image is pulled."),
-            click.option("--upload", is_flag=True, help="Bring what the spec names on this machine to its storage."),
-        )
-    ):
-        function = option(function)
-    return function
+_manifest_options = with_options(
+    click.option("--image", required=True, metavar="IMAGE", help="The image of docker/, in your registry."),
+    click.option("--namespace", default="whisper-jobs", show_default=True, help="Where k8s/base is."),
+    click.option("--schedule", metavar="CRON", help='A CronJob in place of a RayJob: "0 2 * * *".'),
+    click.option("--time-zone", metavar="ZONE", help="Of the schedule. Default: Etc/UTC."),
+    click.option("--suspend", is_flag=True, help="Have the schedule rest at first."),
+    click.option("--cluster", metavar="NAME", help="The RayCluster that runs a scheduled job. Default: whisper-jobs."),
+    click.option("--queue", metavar="NAME", help="LocalQueue of Kueue that the RayJob waits in."),
+    click.option("--memory", metavar="24Gi", help="Of each worker pod. Default: by the base model's size."),
+    click.option("--spot", is_flag=True, help="Workers on spot nodes; the head never is on one."),
+    click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Of the workers' nodes."),
+    click.option("--mount", multiple=True, metavar="CLAIM:/path", help="A volume that all pods share."),
+    click.option("--pull-secret", metavar="NAME", help="Secret with which the image is pulled."),
+    click.option("--upload", is_flag=True, help="Bring what the spec names on this machine to its storage."),
+)
 
 
 @k8s.command(cls=SpecCommand)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from service.cli.options import is_debug, output_options
+from service.cli.options import is_debug, output_options, with_options
 
 Function = Callable[..., Any]
 
@@ -17,20 +17,16 @@ def manifest() -> None:
     """Make, check and describe the CSVs that a job is trained and scored on."""
 
 
-def _examining(function: Function) -> Function:
-    """Options of the commands that look at audio and text."""
-    options = (
-        click.option("--base-model", metavar="MODEL", help="Checkpoint whose tokenizer counts tokens."),
-        click.option("--group", metavar="COLUMN", help="Column, such as speaker, that must not be on both sides."),
-        click.option("--keep-duplicates", is_flag=True, help="Keep clips whose audio another clip has too."),
-        click.option("--min-duration-s", metavar="X", help="Shortest clip, as data.min_duration_s."),
-        click.option("--silence-dbfs", metavar="X", help="What counts as silent, as data.silence_dbfs."),
-        click.option("--clipped-share", metavar="X", help="What counts as clipped, as data.clipped_share."),
-        click.option("--processes", metavar="N", help="Processes that decode: one per CPU, if not given."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
+_examining = with_options(
+    click.option("--base-model", metavar="MODEL", help="Checkpoint whose tokenizer counts tokens."),
+    click.option("--group", metavar="COLUMN", help="Column, such as speaker, that must not be on both sides."),
+    click.option("--keep-duplicates", is_flag=True, help="Keep clips whose audio another clip has too."),
+    click.option("--min-duration-s", metavar="X", help="Shortest clip, as data.min_duration_s."),
+    click.option("--silence-dbfs", metavar="X", help="What counts as silent, as data.silence_dbfs."),
+    click.option("--clipped-share", metavar="X", help="What counts as clipped, as data.clipped_share."),
+    click.option("--processes", metavar="N", help="Processes that decode: one per CPU, if not given."),
+)
+"""Options of the commands that look at audio and text."""
 
 
 def _language(function: Function) -> Function:

@@ -65,6 +65,17 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
     return value
 
 
+def with_options(*options: Function) -> Function:
+    """A decorator that adds options, shown in this order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def spec_options(function: Function) -> Function:
     """`--config` and a flag for every setting, passed on with the argument SPEC, if there is one, as `spec_input`."""
 
@@ -78,9 +89,7 @@ def spec_options(function: Function) -> Function:
         overrides = overrides_of(settings, values.pop("assignments"))
         return function(spec_input=SpecInput(Path(source) if source else None, overrides), **values)
 
-    decorated: Function = with_spec
-    for option in reversed(_options()):
-        decorated = option(decorated)
+    decorated: Function = with_options(*_options())(with_spec)
     return decorated
 
 

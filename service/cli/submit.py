@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from service.cli.cluster import (
     print_rows,
 )
 from service.cli.following import follow_on_screen, wait_quietly
-from service.cli.options import SpecCommand, SpecInput, output_options, spec_options
+from service.cli.options import SpecCommand, SpecInput, output_options, spec_options, with_options
 from service.cli.output import print_json, print_plan, spec_as_yaml, warn
 from service.cli.uploads import planned_uploads, send_uploads
 from service.errors import EXIT_DONE, Fault, InputError, NotFoundError, SpecError, StorageError
@@ -38,26 +37,22 @@ if TYPE_CHECKING:
     from service.client.submit import Submission
     from service.upload import UploadPlan
 
-Function = Callable[..., Any]
 
 FOLLOW, WAIT, DETACH = "follow", "wait", "detach"
 
 
-def _watching(function: Function) -> Function:
-    for option in (
-        click.option("--detach", "mode", flag_value=DETACH, help="End once the job is submitted."),
-        click.option("--wait", "mode", flag_value=WAIT, help="Wait for the job's end, without its log."),
-        click.option(
-            "--follow",
-            "mode",
-            flag_value=FOLLOW,
-            default=FOLLOW,
-            help="Show the log until the job's end (the default).",
-        ),
-        click.option("--reuse-name", is_flag=True, help="Take a name that another job with another spec has."),
-    ):
-        function = option(function)
-    return function
+_watching = with_options(
+    click.option("--reuse-name", is_flag=True, help="Take a name that another job with another spec has."),
+    click.option(
+        "--follow",
+        "mode",
+        flag_value=FOLLOW,
+        default=FOLLOW,
+        help="Show the log until the job's end (the default).",
+    ),
+    click.option("--wait", "mode", flag_value=WAIT, help="Wait for the job's end, without its log."),
+    click.option("--detach", "mode", flag_value=DETACH, help="End once the job is submitted."),
+)
 
 
 @click.command(cls=SpecCommand)

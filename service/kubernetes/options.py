@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from service.errors import Fault
-from service.kubernetes.names import LABEL, LONGEST_LABEL, LONGEST_RAYCLUSTER, SUBDOMAIN
+from service.kubernetes.names import LABEL, LABEL_KEY, LABEL_VALUE, LONGEST_LABEL, LONGEST_RAYCLUSTER, SUBDOMAIN
 from service.kubernetes.schedule import schedule_problem
 from service.kubernetes.sizes import LEAST_MEMORY_GIB, gib_of
 
@@ -18,9 +18,6 @@ _IMAGE = re.compile(
     rf"{_HOST}{_PART}(?:/{_PART})*(?::(?P<tag>\w[\w.-]{{0,127}}))?(?P<digest>@sha256:[0-9a-f]{{64}})?", re.ASCII
 )
 """As container registries read a name."""
-
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-_LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 TAKEN_PATHS = (
     *("/tmp", "/cache", "/dev", "/proc", "/sys", "/etc", "/opt", "/usr", "/bin", "/sbin", "/lib", "/lib64"),
@@ -138,7 +135,7 @@ class RenderOptions:
     def _placement_faults(self) -> Iterator[Fault]:
         for word in self.node_selector:
             key, value = _pair(word)
-            if "=" not in word or not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+            if "=" not in word or not LABEL_KEY.fullmatch(key) or not LABEL_VALUE.fullmatch(value):
                 yield Fault("--node-selector", "is no label of a node; give KEY=VALUE", word)
         keys = [_pair(word)[0] for word in self.node_selector]
         paths = [mount.path for mount in self.mounts]

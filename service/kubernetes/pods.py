@@ -97,8 +97,7 @@ def head_template(options: RenderOptions, *, account: str, config_map: str | Non
     pod = _pod(container, options, account=account)
     pod["affinity"] = {"nodeAffinity": _required([[_term(key, "NotIn", value) for key, value in SPOT_NODES.items()]])}
     if config_map:
-        container["volumeMounts"].append({"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True})
-        pod["volumes"].append({"name": "spec", "configMap": {"name": config_map}})
+        _bring_spec(pod, config_map)
     if api_token:
         pod["volumes"].append({"name": "api-token", "projected": {"sources": _api_token()}})
     # Its readiness is the dashboard's: that is what clients and the operator are sent to.
@@ -159,8 +158,7 @@ def client_template(
     pod = _pod(container, options, account=ACCOUNT, shared_memory=False, mounts=False)
     pod["restartPolicy"] = "Never"
     if config_map:
-        container["volumeMounts"].append({"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True})
-        pod["volumes"].append({"name": "spec", "configMap": {"name": config_map}})
+        _bring_spec(pod, config_map)
     return _template("client", pod)
 
 
@@ -230,6 +228,12 @@ def _pod(
     if options.pull_secret:
         pod["imagePullSecrets"] = [{"name": options.pull_secret}]
     return pod
+
+
+def _bring_spec(pod: Manifest, config_map: str) -> None:
+    pod["volumes"].append({"name": "spec", "configMap": {"name": config_map}})
+    (container,) = pod["containers"]
+    container["volumeMounts"].append({"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True})
 
 
 def _volume(index: int) -> str:

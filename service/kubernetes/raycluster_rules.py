@@ -7,12 +7,10 @@ object all the same, and no cluster comes of it.
 
 from __future__ import annotations
 
-import re
-
 from packaging.version import InvalidVersion, Version
 
 from service.kubernetes.manifest import Manifest, Problems
-from service.kubernetes.names import LONGEST_RAYCLUSTER, name_problems
+from service.kubernetes.names import LABEL_KEY, LABEL_VALUE, LONGEST_RAYCLUSTER, name_problems
 from service.kubernetes.standard import container_problems
 
 _TOKEN_SINCE, _K8S_TOKEN_SINCE = "2.52.0", "2.55.0"
@@ -25,8 +23,6 @@ _GATES = {
     "historyServerOptions": "RayClusterHistoryServer",
 }
 """Settings that the operator refuses unless it was started with a feature gate."""
-
-_LABEL = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
 def ray_cluster_problems(manifest: Manifest) -> Problems:
@@ -66,7 +62,7 @@ def _group_problems(place: str, group: Manifest, *, new: bool) -> Problems:
     if "labels" in start:
         yield f"{place}.rayStartParams.labels", "belongs into the group's own labels"
     for key, value in (group.get("labels") or {}).items():
-        if not _LABEL.fullmatch(key) or not re.fullmatch(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?", value, re.ASCII):
+        if not LABEL_KEY.fullmatch(key) or not LABEL_VALUE.fullmatch(value):
             yield f"{place}.labels", f"has {key}={value}, which is no label"
     if new and pod.get("restartPolicy", "Never") != "Never":
         yield f"{place}.template.spec.restartPolicy", "must be Never under autoscaler v2"

@@ -7,9 +7,7 @@ from typing import Any
 
 from service.spec.job import JobSpec
 from service.spec.space import space_of
-
-PLAIN_INITS = (True, False, "gaussian", "orthogonal")
-"""Initialisations that leave the base as it is and look at no data."""
+from service.spec.training import PLAIN_INITS
 
 TRIALS = 8
 """How many trials train together in a process where the spec does not say."""

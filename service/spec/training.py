@@ -17,6 +17,9 @@ DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 INITS = ("gaussian", "orthogonal", "pissa", "olora", "eva", "corda", "lora_ga", "mica")
 """Initialisations that are taken by name, beside true and false."""
 
+PLAIN_INITS = (True, False, "gaussian", "orthogonal")
+"""Those that leave the base as it is and look at no data: what LoraConfig does by itself."""
+
 PISSA_NITER = r"pissa_niter_[1-9]\d*"
 """PiSSA by a randomised SVD, with its number of iterations."""
 

@@ -130,7 +130,7 @@ def _read_pieces(read: Callable[[int, int], bytes], size: int, part: Path, journ
                 content = read(start, count)
                 if len(content) != count:
                     raise VerificationError(f"{part.name}: {len(content)} bytes at {start}, {count} expected")
-                _write_at(file.fileno(), content, start)
+                write_at(file.fileno(), content, start)
                 with lock:
                     log.write(f"{start}\n")
                     log.flush()
@@ -139,7 +139,7 @@ def _read_pieces(read: Callable[[int, int], bytes], size: int, part: Path, journ
         in_parallel(fill, pieces(size, PART))
 
 
-def _write_at(handle: int, content: bytes, start: int) -> None:
+def write_at(handle: int, content: bytes | memoryview, start: int) -> None:
     """Write all: a disk that becomes full takes a part without an error, and refuses only what comes after it."""
     rest = memoryview(content)
     while rest:

@@ -21,6 +21,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from jobs.demo.tokenizer import VOCABULARY_SIZE
 from jobs.fast.dora import speed_up
 from jobs.model import quiet_libraries
 from service.spec.training import TrainingConfig
+from service.spec.whisper_dims import OPENAI
 
 SIDES = ("lora", "dora", "peft_dora")
 TOKENS, HEARD_TOKENS = 48, 16
@@ -44,16 +46,9 @@ def config_of(shape: str) -> WhisperConfig:
     """The shape's configuration."""
     if shape == "nano":
         return NanoConfig().to_transformers(VOCABULARY_SIZE, END_OF_TEXT_ID, START_ID)
+    dims = asdict(OPENAI["openai/whisper-large-v3-turbo"])
     return WhisperConfig(
-        vocab_size=51866,
-        num_mel_bins=128,
-        d_model=1280,
-        encoder_layers=32 if shape == "turbo" else 1,
-        decoder_layers=4,
-        encoder_attention_heads=20,
-        decoder_attention_heads=20,
-        encoder_ffn_dim=5120,
-        decoder_ffn_dim=5120,
+        **dims | ({} if shape == "turbo" else {"encoder_layers": 1}),
         pad_token_id=END_OF_TEXT_ID,
         bos_token_id=END_OF_TEXT_ID,
         eos_token_id=END_OF_TEXT_ID,

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,10 @@ from jobs.model import load_whisper
 from jobs.train.step import forward_loss
 from service.spec.augment import AugmentConfig
 from service.spec.training import TrainingConfig
+from service.spec.whisper_dims import OPENAI
 
 NARROW = {"encoder_layers": 16, "decoder_layers": 2}
-TURBO = {
-    "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120, "decoder_layers": 4,
-    "decoder_attention_heads": 20, "decoder_ffn_dim": 5120, "num_mel_bins": 128, "vocab_size": 51866,
-}  # fmt: skip
+TURBO = asdict(OPENAI["openai/whisper-large-v3-turbo"])
 TEXT = "open the window and bring my breakfast to the garden before the others come"
 
 
