@@ -56,6 +56,11 @@ class Whisper:
         )
 
 
+def whisper_of(model: Any) -> Any:
+    """The Whisper model inside a PeftModel; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def is_multilingual(generation_config: Any, config: Any) -> bool:
     """Whether a checkpoint has language tokens: by its generation config or, where that is silent, its vocabulary."""
     said = getattr(generation_config, "is_multilingual", None)

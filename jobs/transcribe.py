@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from jobs.batches import features_or_heard
 from jobs.fast.encoder_outputs import Heard, SplitOutputs
-from jobs.train.step import encode_by
+from jobs.fast.fold import folded
+from jobs.fast.greedy import Rules, decode, why_not
+from jobs.model import whisper_of
+from jobs.tokens import Prompter
+from jobs.train.step import encode_by, encoder_output
 from service.spec.sections import EvaluationConfig
 
 
@@ -52,13 +57,16 @@ def transcribe(
         processor: its WhisperProcessor.
         dataset: rows with `path` and `language`.
         rows: which of them.
-        settings: batch size, beams and the longest transcript.
-        multilingual: whether language and task go to generate().
+        settings: batch size, beams, the longest transcript, and whether the fast way may be taken.
+        multilingual: whether the checkpoint has language and task tokens.
         threads: threads that read the next batch while this one is decoded.
         progress: called with the number of rows done.
         outputs: encoder outputs of the dataset's rows, where the model's encoder is the one that made them.
     """
-    device = next(model.parameters()).device
+    if settings.fast_decoding and why_not(model, settings.num_beams) is None:
+        listen: Listener = Greedy(model, processor, settings, multilingual=multilingual)
+    else:
+        listen = Generate(model, settings, multilingual=multilingual)
     size = settings.batch_size
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     was_training = model.training
@@ -70,26 +78,101 @@ def transcribe(
         features, heard = features_or_heard(processor.feature_extractor, records, chunk, outputs)
         return features, heard, [record["language"] for record in records]
 
-    def inputs(features_BMF: Tensor, heard: Heard | None) -> dict[str, Any]:
-        if heard is None:
-            return {"input_features": features_BMF.to(device)}
-        return {"encoder_outputs": BaseModelOutput(heard.complete(features_BMF, encode_by(model)))}
-
     try:
-        with ThreadPoolExecutor(threads, thread_name_prefix="audio") as pool:
+        with ThreadPoolExecutor(threads, thread_name_prefix="audio") as pool, listen.ready():
             for chunk, (features_BMF, heard, languages) in read_ahead(pool, read, chunks):
                 with torch.inference_mode():
-                    tokens_BT = model.generate(
-                        **inputs(features_BMF, heard),
-                        **generation_arguments(settings, languages if multilingual else None),
-                    )
-                texts = processor.batch_decode(tokens_BT, skip_special_tokens=True)
+                    texts = processor.batch_decode(listen(features_BMF, heard, languages), skip_special_tokens=True)
                 done += len(chunk)
                 progress(done)
                 for row, text in zip(chunk, texts, strict=True):
                     yield Hypothesis(row, text.strip())
     finally:
         model.train(was_training)
+
+
+class Listener(Protocol):
+    """Makes tokens of clips."""
+
+    def ready(self) -> AbstractContextManager[None]:
+        """What is to be done around all calls."""
+
+    def __call__(self, features_BMF: Tensor, heard: Heard | None, languages: list[str]) -> list[list[int]]:
+        """Tokens of B clips.
+
+        Args:
+            features_BMF: of all clips or, with `heard`, of those that are missing in it.
+            heard: the encoder's outputs, as far as they are kept.
+            languages: of each clip.
+        """
+
+
+class Generate:
+    """transformers' generate().
+
+    Args:
+        model: a Whisper model or a PeftModel around one, on its device.
+        settings: beams and the longest transcript.
+        multilingual: whether language and task go to generate().
+    """
+
+    def __init__(self, model: Any, settings: EvaluationConfig, *, multilingual: bool) -> None:
+        self._model, self._settings, self._multilingual = model, settings, multilingual
+
+    def ready(self) -> AbstractContextManager[None]:
+        """See Listener."""
+        return nullcontext()
+
+    def __call__(self, features_BMF: Tensor, heard: Heard | None, languages: list[str]) -> list[list[int]]:
+        """See Listener."""
+        if heard is None:
+            device = next(self._model.parameters()).device
+            audio: dict[str, Any] = {"input_features": features_BMF.to(device)}
+        else:
+            audio = {"encoder_outputs": BaseModelOutput(heard.complete(features_BMF, encode_by(self._model)))}
+        arguments = generation_arguments(self._settings, languages if self._multilingual else None)
+        # One pass over a window: where two timestamps come in a row, transformers would begin anew behind them, and
+        # with kept encoder outputs at the window's begin.
+        tokens: list[list[int]] = self._model.generate(**audio, force_unique_generate_call=True, **arguments).tolist()
+        return tokens
+
+
+class Greedy:
+    """Our greedy decoder, with adapters folded into weights.
+
+    Args:
+        model: a Whisper model or a PeftModel around one, on its device.
+        processor: its WhisperProcessor.
+        settings: the longest transcript.
+        multilingual: whether the checkpoint has language and task tokens.
+    """
+
+    def __init__(self, model: Any, processor: Any, settings: EvaluationConfig, *, multilingual: bool) -> None:
+        self._model, self._device = model, next(model.parameters()).device
+        self._rules = Rules.of(model, settings.max_new_tokens)
+        positions = int(whisper_of(model).config.max_target_positions)
+        self._prompter = Prompter(processor.tokenizer, multilingual=multilingual, max_tokens=positions)
+
+    def ready(self) -> AbstractContextManager[None]:
+        """See Listener."""
+        return folded(self._model)
+
+    def __call__(self, features_BMF: Tensor, heard: Heard | None, languages: list[str]) -> list[list[int]]:
+        """See Listener."""
+        prompts_BT = torch.tensor([self._prompter.prompt(code) for code in languages], device=self._device)
+        audio_BPD = encoder_output(self._model, features_BMF, heard)
+        return self._decode(audio_BPD, prompts_BT)
+
+    def _decode(self, audio_BPD: Tensor, prompts_BT: Tensor) -> list[list[int]]:
+        """All clips at once or, where memory is short, in halves."""
+        try:
+            return decode(self._model, audio_BPD, prompts_BT, self._rules)
+        except torch.OutOfMemoryError:
+            if len(audio_BPD) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(audio_BPD) // 2
+        return self._decode(audio_BPD[:half], prompts_BT[:half]) + self._decode(audio_BPD[half:], prompts_BT[half:])
 
 
 def read_ahead(

@@ -16,7 +16,8 @@ Training = base + adapter + activations:
                  and 4 T V for the loss and h T V for the logits, T tokens over a vocabulary of V. With gradient
                  checkpointing only each layer's input (4 P d) and one layer in full.
 
-Evaluation = base + keys and values of the decoder's cache and the encoder's working set, for a batch with beams.
+Evaluation = base + weights with adapters folded in (4 bytes each) + keys and values of the decoder's cache and the
+encoder's working set, for a batch with beams.
 
 tests/unit/test_memory.py measures what autograd keeps and holds the estimate to it.
 """
@@ -54,13 +55,14 @@ class Evaluation:
     """Bytes that transcribing takes, by purpose."""
 
     base: int
+    folded: int
     cache: int
     encoder: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.base + self.cache + self.encoder
+        return self.base + self.folded + self.cache + self.encoder
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ def is_half(spec: JobSpec) -> bool:
     return training.fp16 or bool(training.bf16) or automatic
 
 
+def is_folded(spec: JobSpec) -> bool:
+    """Whether a model is scored with its adapters folded into weights."""
+    return spec.evaluation.fast_decoding and spec.evaluation.num_beams == 1 and spec.engine.attention == "sdpa"
+
+
 def training_memory(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedModule], trainable: int) -> Training:
     """The estimate for one worker in training."""
     half = is_half(spec)
@@ -101,7 +108,7 @@ def training_memory(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedModul
     return Training(base=base, adapter=16 * trainable, activations=kept)
 
 
-def evaluation_memory(spec: JobSpec, dims: WhisperDims) -> Evaluation:
+def evaluation_memory(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedModule]) -> Evaluation:
     """The estimate for one worker that transcribes a batch."""
     bytes_per_value = 2 if is_half(spec) else 4
     settings = spec.evaluation
@@ -111,6 +118,7 @@ def evaluation_memory(spec: JobSpec, dims: WhisperDims) -> Evaluation:
     mel = 2 * dims.max_source_positions * (dims.num_mel_bins + 2 * dims.d_model) * 4
     return Evaluation(
         base=4 * total_parameters(dims),
+        folded=4 * sum(module.in_features * module.out_features for module in adapted) if is_folded(spec) else 0,
         cache=settings.batch_size * settings.num_beams * per_clip,
         encoder=settings.batch_size * max(working, mel),
     )

@@ -145,7 +145,7 @@ def make_plan(spec: JobSpec) -> Plan:
     notes += _init_notes(spec, adapter)
     memory = Memory(
         training=training_memory(spec, dims, adapted, adapter.trainable_parameters),
-        evaluation=evaluation_memory(spec, dims),
+        evaluation=evaluation_memory(spec, dims, adapted),
     )
     return Plan(kind, job_id, root, rows, schedule, adapter, memory, search, notes)
 

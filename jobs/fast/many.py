@@ -19,7 +19,7 @@ from jobs.adapter import base_name, lora_layers
 from jobs.batches import Batch
 from jobs.fast.stack import Layout, Stack, StackedLinear
 from jobs.tokens import IGNORE
-from jobs.train.step import cross_entropy, frozen_encoder_output
+from jobs.train.step import cross_entropy, encoder_output
 
 OF_AUDIO = (".encoder_attn.k_proj", ".encoder_attn.v_proj")
 """Whose input is the encoder's output."""
@@ -171,7 +171,7 @@ class ManyAdapters:
 
     def hear(self, batch: Batch) -> Tensor:
         """The encoder's output of a batch (B, P, D)."""
-        return frozen_encoder_output(self._base, batch, self.device)
+        return encoder_output(self._base, batch.features_BMF, batch.heard)
 
 
 def _alike(batches: list[tuple[int, Batch]]) -> list[list[tuple[int, Batch]]]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jobs.batches import Batch
-from jobs.fast.encoder_outputs import Encode
+from jobs.fast.encoder_outputs import Encode, Heard
+from jobs.model import whisper_of
 from jobs.tokens import IGNORE
 
 
@@ -29,7 +30,7 @@ def forward_loss(model: Any, batch: Batch, device: torch.device, *, freeze_encod
     heard: dict[str, Any] = {}
     if freeze_encoder or batch.heard is not None:
         # A tuple: with a fresh output object transformers would run the encoder again.
-        heard["encoder_outputs"] = (frozen_encoder_output(model, batch, device),)
+        heard["encoder_outputs"] = (encoder_output(model, batch.features_BMF, batch.heard),)
     else:
         heard["input_features"] = batch.features_BMF.to(device, non_blocking=True)
     logits_BTV = model(**heard, decoder_input_ids=batch.inputs_BT.to(device), use_cache=False).logits
@@ -42,12 +43,18 @@ def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def frozen_encoder_output(model: Any, batch: Batch, device: torch.device) -> Tensor:
-    """The encoder's output (B, P, D) of a batch: what is kept of it, and the rest computed without gradients."""
+def encoder_output(model: Any, features_BMF: Tensor, heard: Heard | None) -> Tensor:
+    """The encoder's output (B, P, D) of B clips: what is kept of it, and the rest computed without gradients.
+
+    Args:
+        model: a Whisper model or a PeftModel around one, on its device.
+        features_BMF: of all clips or, with `heard`, of those that are missing in it.
+        heard: what is kept.
+    """
     encode = encode_by(model)
-    if batch.heard is not None:
-        return batch.heard.complete(batch.features_BMF, encode)
-    return encode(batch.features_BMF.to(device, non_blocking=True))
+    if heard is not None:
+        return heard.complete(features_BMF, encode)
+    return encode(features_BMF.to(next(model.parameters()).device, non_blocking=True))
 
 
 def encode_by(model: Any) -> Encode:
@@ -66,5 +73,4 @@ def _encode(encoder: Any, features_BMF: Tensor) -> Tensor:
 
 def encoder_of(model: Any) -> Any:
     """The encoder inside a Whisper model or a PeftModel around one."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.model.encoder
+    return whisper_of(model).model.encoder

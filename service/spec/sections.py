@@ -142,8 +142,16 @@ class EvaluationConfig(Spec):
     are chosen by: `wer`, by generation, or `loss`, per label token, which takes a fraction of the time and says less.
     The base model and the result are scored by their WER in any case."""
 
-    batch_size: Int = Field(default=32, ge=1)
-    """Clips that are transcribed at once, per worker. They are sorted by length first."""
+    batch_size: Int = Field(default=64, ge=1)
+    """Clips that are transcribed at once, per worker. They are sorted by length first; where memory is short, a batch
+    is decoded in halves."""
+
+    fast_decoding: bool = True
+    """Transcribe greedily by a decoder of our own: keys and values in memory that is allocated once, rows that have
+    ended let go, adapters folded into weights (W + s B A, made in float32) while a model is scored. Its texts are those
+    of transformers' generate(), but for logits that are equal to rounding. False: generate(), with adapters as they
+    are; so it is, too, with beams, and where the checkpoint's generation config asks for more than suppressed tokens,
+    such as a repetition penalty."""
 
     num_beams: Int = Field(default=1, ge=1)
     """Beams of the decoder; 1 is greedy."""

@@ -68,11 +68,11 @@ def alone(model: Any, processor: Any, rows: Rows) -> dict[int, str]:
     return texts
 
 
-@pytest.mark.parametrize("batch_size", [3, 10, 32])
+@pytest.mark.parametrize(("batch_size", "fast"), [(3, True), (10, False), (64, True)])
 def test_every_clip_is_heard_as_it_is_alone(
-    model: Any, processor: Any, rows: Rows, alone: dict[int, str], batch_size: int
+    model: Any, processor: Any, rows: Rows, alone: dict[int, str], batch_size: int, fast: bool
 ) -> None:
-    assert heard(model, processor, rows, list(range(10)), batch_size=batch_size) == alone
+    assert heard(model, processor, rows, list(range(10)), batch_size=batch_size, fast_decoding=fast) == alone
     assert len(set(alone.values())) > 5
 
 
@@ -89,7 +89,7 @@ def test_each_row_is_decoded_in_its_own_language(model: Any, processor: Any, row
             prompts.extend(ids.tolist())
 
     hook = model.register_forward_pre_hook(look, with_kwargs=True)
-    heard(model, processor, rows, list(range(10)), batch_size=10)
+    heard(model, processor, rows, list(range(10)), batch_size=10, fast_decoding=False)
     hook.remove()
     languages = [processor.tokenizer.convert_ids_to_tokens(prompt[1]) for prompt in prompts]
     assert languages == [f"<|{row['language']}|>" for row in rows.records]

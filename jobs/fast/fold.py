@@ -1,0 +1,76 @@
+"""Adapters folded into weights for as long as a model is scored: then an adapted layer costs what a plain one does.
+
+PEFT's merge_adapter() adds s B A to the base's own weights and takes it off again, which leaves rounding in them. Here
+the base is not touched: each adapted layer computes with a weight of its own meanwhile, which is made in float32,
+
+    W' = g * (W + s B A),  g = 1 or, with DoRA, m / ||W + s B A||
+
+and takes as much memory as the adapted weights of the base.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear
+from peft.tuners.lora.variants import DoraLinearVariant
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jobs.adapter import ADAPTER_NAME, lora_layers
+from jobs.fast.dora import row_norms, row_squares
+
+
+@contextlib.contextmanager
+def folded(model: Any) -> Iterator[None]:
+    """Have the adapted linear layers of a model compute with folded weights; for inference alone.
+
+    Layers of other kinds, adapters that are merged or disabled, and biases that are trained stay PEFT's.
+
+    Args:
+        model: a PeftModel; of any other nothing changes.
+    """
+    before: list[tuple[Any, Any]] = []
+    try:
+        for _, layer in lora_layers(model):
+            if _is_plain(layer):
+                before.append((layer, layer.__dict__.get("forward")))
+                base = layer.get_base_layer()
+                layer.forward = functools.partial(F.linear, weight=folded_weight(layer), bias=base.bias)
+        yield
+    finally:
+        for layer, forward in before:
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+
+def _is_plain(layer: Any) -> bool:
+    variant = layer.lora_variant.get(ADAPTER_NAME) if type(layer) is Linear else None
+    return (
+        type(layer) is Linear
+        and (variant is None or isinstance(variant, DoraLinearVariant))
+        and type(layer.get_base_layer()) is nn.Linear
+        and not (layer.merged or layer.disable_adapters or layer.fan_in_fan_out)
+        and layer.active_adapters == [ADAPTER_NAME]
+        and layer.lora_B[ADAPTER_NAME].bias is None
+    )
+
+
+@torch.no_grad()
+def folded_weight(layer: Any) -> Tensor:
+    """W' (O, I) of an adapted linear layer, in the dtype of W."""
+    weight_OI = layer.get_base_layer().weight
+    a_RI, b_OR = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
+    scale = layer.scaling[ADAPTER_NAME]
+    with torch.autocast(weight_OI.device.type, enabled=False):
+        whole_OI = torch.addmm(weight_OI.float(), b_OR.float(), a_RI.float(), alpha=scale)
+        if ADAPTER_NAME in layer.lora_magnitude_vector:
+            # Not the norms of what was just computed: those of training, rounding and all.
+            norm_O = row_norms(weight_OI, row_squares(weight_OI), a_RI, b_OR, scale)
+            whole_OI *= (layer.lora_magnitude_vector[ADAPTER_NAME].weight / norm_O)[:, None]
+        return whole_OI.to(weight_OI.dtype)
