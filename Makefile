@@ -1,6 +1,7 @@
 # make demo    set up, then run the main job on this machine: speech in, a better Whisper out
 # make demo-search  set up, then search for good settings with the data of the demo (seven minutes)
 # make test    set up, then lint, type-check and test
+# make test-jobs  set up, then the whole jobs that `make test` has no time for (ten minutes)
 # make test-faults  set up, then kill, stop, starve and fill up jobs at every moment (half an hour)
 # make test-cluster  set up, then take nodes, networks, heads and stores away from jobs on clusters (a quarter of an hour)
 # make image-test  set up, then build the image, look through it, and run a cluster of its containers (a quarter of an hour)
@@ -12,9 +13,10 @@ VENV ?= .venv
 # How to get torch; for another build: make demo TORCH="--index-url <index of that build> torch" (see the README).
 TORCH ?= "torch>=2.13,<2.14"
 BIN := $(VENV)/bin
+QUICK := not faults and not jobs and not cluster and not image
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo demo-search demo-data test test-faults test-cluster image-test bench-export setup lint docs constraints clean
+.PHONY: demo demo-search demo-data test test-jobs test-faults test-cluster image-test bench-export setup lint docs constraints clean
 .DELETE_ON_ERROR:
 
 demo: demo-data
@@ -29,8 +31,13 @@ demo-data: $(VENV)/.demo
 	@$(BIN)/python -m jobs.demo.make_speech demo/speech
 	$(BIN)/whisper-jobs manifest build demo/speech --out demo/manifest --val-ratio 0.25
 
+# First what runs in one process, on two of them; then what starts Ray, which takes both cores as it is.
 test: lint
-	$(BIN)/python -m pytest -m "not faults and not cluster and not image"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(QUICK)" tests/unit tests/docs tests/numerics
+	$(BIN)/python -m pytest -m "$(QUICK)" tests/integration tests/faults tests/browser tests/image
+
+test-jobs: $(VENV)/.test
+	$(BIN)/python -m pytest -m jobs
 
 test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest tests/faults

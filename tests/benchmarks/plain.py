@@ -1,7 +1,7 @@
 """The user's alternative: transformers' Seq2SeqTrainer with PEFT, as its users write it. Nothing of ours is in it.
 
-`tuned` is what an experienced user changes: data loading in workers, evaluation in large batches, no checkpointing of
-activations, no encoder in the graph where it is frozen.
+`tuned` is what an experienced user changes: data loading in workers, evaluation in batches of 64, no encoder in the
+graph where it is frozen. Neither checkpoints activations.
 """
 
 from __future__ import annotations
@@ -12,15 +12,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
 import soundfile
 import soxr
 import torch
+from measured import peak_memory
 from peft import LoraConfig, get_peft_model
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperForConditionalGeneration, WhisperProcessor
 
 IGNORE = -100
 RATE_HZ = 16_000
+EVERYWHERE = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+DECODER = r".*decoder.*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, by PEFT's names."""
+
+    rank: int = 16
+    dora: bool = False
+    frozen_encoder: bool = False
+    lr: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a training took and came to: seconds, mean loss of its steps, and the most memory in bytes."""
+
+    seconds: float
+    loss: float
+    peak: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What an evaluation took and came to."""
+
+    seconds: float
+    wer: float
+    peak: int
 
 
 @dataclass
@@ -52,58 +84,73 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     }
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a run took and came to."""
-
-    seconds: float
-    loss: float
-
-
-def train(
-    base: str,
-    rows: list[tuple[Path, str, str]],
-    *,
-    steps: int,
-    batch: int,
-    lr: float,
-    rank: int,
-    alpha: int,
-    dora: bool,
-    dropout: float,
-    targets: str | list[str],
-    frozen_encoder: bool,
-    tuned: bool,
-    seed: int = 42,
-) -> Ran:
+def train(base: Path, rows: list[tuple[Path, str, str]], recipe: Recipe, *, steps: int, batch: int, tuned: bool) -> Ran:
     """One training; loading the base model and its processor counts, as it does for its user."""
-    began = time.perf_counter()
-    processor = WhisperProcessor.from_pretrained(base)
-    model = WhisperForConditionalGeneration.from_pretrained(base)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, use_dora=dora, target_modules=targets)
-    peft_model = get_peft_model(model, config)
-    if frozen_encoder and tuned:
-        model.freeze_encoder()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = Seq2SeqTrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=batch,
-            max_steps=steps,
-            learning_rate=lr,
-            warmup_steps=0,
-            seed=seed,
-            save_strategy="no",
-            report_to=[],
-            logging_strategy="no",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            dataloader_num_workers=2 if tuned else 0,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=torch.cuda.is_available(),
-        )
+    with peak_memory() as peak:
+        began = time.perf_counter()
+        processor = WhisperProcessor.from_pretrained(base)
         trainer = Seq2SeqTrainer(
-            model=peft_model, args=arguments, train_dataset=Clips(processor, rows), data_collator=collate
+            model=adapted(base, recipe, tuned=tuned),
+            args=_arguments(max_steps=steps, per_device_train_batch_size=batch, learning_rate=recipe.lr, tuned=tuned),
+            train_dataset=Clips(processor, rows),
+            data_collator=collate,
         )
         loss = float(trainer.train().training_loss)
-    return Ran(time.perf_counter() - began, loss)
+        seconds = time.perf_counter() - began
+    return Ran(seconds, loss, peak[0])
+
+
+def score(model: Any, processor: Any, rows: list[tuple[Path, str, str]], *, longest: int, tuned: bool) -> Scored:
+    """Evaluate by generation. Trainer also computes the loss of each batch, as it always does."""
+    tokenizer = processor.tokenizer
+
+    def measure(found: Any) -> dict[str, float]:
+        labels = np.where(found.label_ids == IGNORE, tokenizer.pad_token_id, found.label_ids)
+        said = np.where(found.predictions == IGNORE, tokenizer.pad_token_id, found.predictions)
+        references, texts = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (labels, said))
+        return {"wer": jiwer.wer(references, texts)}
+
+    arguments = _arguments(
+        tuned=tuned, predict_with_generate=True, generation_max_length=longest, generation_num_beams=1,
+        **({"per_device_eval_batch_size": 64} if tuned else {}),
+    )  # fmt: skip
+    with peak_memory() as peak:
+        began = time.perf_counter()
+        trainer = Seq2SeqTrainer(
+            model=model, args=arguments, eval_dataset=Clips(processor, rows), data_collator=collate,
+            compute_metrics=measure, processing_class=processor.feature_extractor,
+        )  # fmt: skip
+        wer = float(trainer.evaluate(language=rows[0][2], task="transcribe")["eval_wer"])
+        seconds = time.perf_counter() - began
+    return Scored(seconds, wer, peak[0])
+
+
+def adapted(base: Path, recipe: Recipe, *, tuned: bool) -> Any:
+    """The base with fresh adapters."""
+    model = WhisperForConditionalGeneration.from_pretrained(base)
+    targets = DECODER if recipe.frozen_encoder else EVERYWHERE
+    config = LoraConfig(
+        r=recipe.rank, lora_alpha=2 * recipe.rank, lora_dropout=0.0, use_dora=recipe.dora, target_modules=targets
+    )
+    wrapped = get_peft_model(model, config)
+    if recipe.frozen_encoder and tuned:
+        model.freeze_encoder()
+    return wrapped
+
+
+def _arguments(*, tuned: bool, **options: Any) -> Seq2SeqTrainingArguments:
+    return Seq2SeqTrainingArguments(
+        output_dir=tempfile.mkdtemp(prefix="whisper-jobs-bench-"),
+        warmup_steps=0,
+        seed=42,
+        save_strategy="no",
+        report_to=[],
+        logging_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_num_workers=2 if tuned else 0,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=torch.cuda.is_available(),
+        **options,
+    )

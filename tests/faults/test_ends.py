@@ -148,6 +148,7 @@ def test_a_signal_outside_the_training_ends_the_job_at_once(
     assert not (tmp_path / "run" / LOCK).exists()
 
 
+@pytest.mark.faults
 def test_a_second_interrupt_ends_the_job_at_once(tiny: Path, tones: Path, tmp_path: Path, faults: Faults) -> None:
     shared_memory, root = shared_memory_files(), tmp_path / "run"
     faults.plan("before a step", "wait", count=5)
@@ -191,6 +192,7 @@ def _ended(faults: Faults, *arguments: Any) -> tuple[int, str, str, float]:
     return finished.code, finished.stdout, finished.stderr, 0.0
 
 
+@pytest.mark.faults
 def test_a_full_disk_ends_the_job_and_with_room_it_goes_on(
     tiny: Path, tones: Path, tmp_path: Path, faults: Faults, undisturbed: Any
 ) -> None:
@@ -282,7 +284,8 @@ def test_a_loss_that_is_no_number_ends_the_job(tiny: Path, tones: Path, tmp_path
     assert intact(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("workers", [2, 1])
 def test_a_worker_that_hangs_ends_the_job_and_leaves_nothing(
     tiny: Path, tones: Path, tmp_path: Path, faults: Faults, workers: int
 ) -> None:

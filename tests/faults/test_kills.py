@@ -76,8 +76,8 @@ def moments() -> list[Moment]:
 
 
 MOMENTS = moments()
-CHOSEN = (4, 18)
-"""What the ordinary test run has time for: the driver, and a worker in a checkpoint."""
+CHOSEN = (18,)
+"""What the ordinary test run has time for: a worker in a checkpoint."""
 
 
 def spec_of(tiny: Path, tones: Path, root: Path, workers: int, dora: bool) -> JobSpec:

@@ -34,6 +34,7 @@ def foreign_adapter(base: Path, folder: Path, **settings: Any) -> Path:
     return folder
 
 
+@pytest.mark.jobs
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:Could not find a config file")
 def test_an_adapter_trained_elsewhere_is_exported_and_a_run_of_that_is_exported_again(
     nano: Path, manifest: Path, tmp_path: Path

@@ -57,6 +57,7 @@ def test_a_job_killed_in_mid_training_goes_on_to_the_same_end(tiny: Path, tones:
     assert result["training"]["history"] == expected["training"]["history"]
 
 
+@pytest.mark.jobs
 def test_a_dora_job_with_one_worker_on_a_cluster(tiny: Path, tones: Path, tmp_path: Path, cluster: str) -> None:
     flags = ["--base-model", tiny, "--train-csv", tones / "train.csv", "--val-csv", tones / "val.csv"]
     flags += ["--outdir", tmp_path / "run", "--use-dora", "--lora-r", 4, "--lora-target-modules", "q_proj", "v_proj"]
@@ -133,6 +134,7 @@ def test_a_cluster_that_does_not_answer_is_named(tiny: Path, tones: Path, tmp_pa
     assert "RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there" in finished.error()["error"]
 
 
+@pytest.mark.jobs
 def test_another_spec_is_refused_until_told_to_overwrite_and_then_replaces_the_run_alone(
     tiny: Path, tones: Path, tmp_path: Path, cluster: str
 ) -> None:

@@ -38,6 +38,7 @@ def events(server: Server, root: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in server.body(f"{root}/events.jsonl").decode().splitlines()]
 
 
+@pytest.mark.faults
 def test_a_job_on_a_failing_store_that_is_killed_goes_on_to_the_same_end(
     tiny: Path, tones: Path, tmp_path: Path, server: Server, proxy: Proxy, variables: dict[str, str]
 ) -> None:

@@ -223,6 +223,7 @@ def caught_under_way(spec_at: Callable[..., JobSpec], folder: Path) -> tuple[Job
     return spec, found, process
 
 
+@pytest.mark.faults
 def test_a_search_that_is_killed_twice_ends_as_one_left_alone(
     alone: tuple[JobSpec, Found, Finished], spec_at: Callable[..., JobSpec], tmp_path: Path
 ) -> None:
@@ -282,6 +283,7 @@ def is_trial(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.faults
 def test_failed_trials_are_told_and_too_many_end_the_search_which_goes_on_when_more_are_allowed(
     spec_at: Callable[..., JobSpec], tmp_path: Path
 ) -> None:

@@ -219,6 +219,7 @@ def test_of_two_specs_that_take_one_name_at_once_one_gives_way(
     assert whisper_jobs("stop", "contended").code == 0
 
 
+@pytest.mark.faults
 def test_a_stopped_job_leaves_a_checkpoint_and_goes_on_to_the_same_bits(
     head: RayCluster, whisper_jobs: Submit, spec_at: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -450,6 +451,7 @@ def test_all_that_the_cluster_cannot_hold_is_told_at_once_and_nothing_is_submitt
     assert {entry["submission_id"] for entry in jobs_of(head)} == before
 
 
+@pytest.mark.jobs
 def test_a_job_brings_its_files_along_each_content_once_and_only_to_a_cluster_that_fits(
     head: RayCluster, server: Server, whisper_jobs: Submit, spec_at: Callable[..., Path], tones: Path, tmp_path: Path
 ) -> None:

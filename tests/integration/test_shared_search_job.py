@@ -75,6 +75,7 @@ def test_trials_that_train_together_are_their_configurations_alone(
     assert saved_adapter(Path(spec.root) / "adapter")
 
 
+@pytest.mark.faults
 def test_an_engine_that_is_killed_is_begun_again_and_its_trials_go_on(
     spec_at: Callable[..., JobSpec], tmp_path: Path
 ) -> None:
