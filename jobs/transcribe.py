@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from jobs.batches import features_or_heard
+from jobs.batches import Features, features_or_heard
 from jobs.fast.encoder_outputs import Heard, SplitOutputs
+from jobs.fast.log_mel import LogMel
 from jobs.train.step import encode_by
 from service.spec.sections import EvaluationConfig
 
@@ -44,6 +45,7 @@ def transcribe(
     threads: int = 2,
     progress: Callable[[int], None] = lambda done: None,
     outputs: SplitOutputs | None = None,
+    features: Features | None = None,
 ) -> Generator[Hypothesis]:
     """Transcribe rows in the order given (sort them by length: a batch decodes until its longest text has ended).
 
@@ -57,8 +59,10 @@ def transcribe(
         threads: threads that read the next batch while this one is decoded.
         progress: called with the number of rows done.
         outputs: encoder outputs of the dataset's rows, where the model's encoder is the one that made them.
+        features: makes features of rows; None: on the model's device, of clips that are decoded.
     """
     device = next(model.parameters()).device
+    made = features or Features(LogMel(processor.feature_extractor, device))
     size = settings.batch_size
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     was_training = model.training
@@ -67,8 +71,8 @@ def transcribe(
 
     def read(chunk: list[int]) -> tuple[Tensor, Heard | None, list[str]]:
         records = [dataset[row] for row in chunk]
-        features, heard = features_or_heard(processor.feature_extractor, records, chunk, outputs)
-        return features, heard, [record["language"] for record in records]
+        features_BMF, heard = features_or_heard(made, records, chunk, outputs)
+        return features_BMF, heard, [record["language"] for record in records]
 
     def inputs(features_BMF: Tensor, heard: Heard | None) -> dict[str, Any]:
         if heard is None:

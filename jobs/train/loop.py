@@ -28,12 +28,13 @@ from jobs.adapter import (
     trainable_parameters,
 )
 from jobs.augment import Augmenter
-from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
+from jobs.batches import Batch, Features, Loader, Schedule, label_tokens, seed_everything
 from jobs.convert import save_published
 from jobs.evaluate import evaluate, from_lines, to_lines
 from jobs.failures import inputs_that_were_there
 from jobs.fast.dora import speed_up
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
+from jobs.fast.log_mel import LogMel
 from jobs.init_data import InitClips
 from jobs.inits import INITIAL, begin, initial_sha256, without_adapter
 from jobs.model import Whisper, load_whisper
@@ -215,7 +216,7 @@ class Trainer:
     def _loader(self, rows: Dataset, augmenter: Augmenter | None = None, outputs: SplitOutputs | None = None) -> Loader:
         return Loader(
             rows,
-            self.whisper.processor.feature_extractor,
+            self._features(rows, outputs),
             self.whisper.prompter(),
             threads=self.spec.data.threads,
             prefetch=self.spec.data.prefetch,
@@ -223,6 +224,10 @@ class Trainer:
             timestamps=self.spec.data.timestamps,
             outputs=outputs,
         )
+
+    def _features(self, rows: Dataset, outputs: SplitOutputs | None) -> Features:
+        extractor, fast = self.whisper.processor.feature_extractor, self.spec.engine.fast_features
+        return Features(LogMel(extractor, self.runtime.device, fast=fast))
 
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one; one worker looks, as above."""
@@ -444,6 +449,7 @@ class Trainer:
             self.session.emit({"event": "transcribed", "what": what, "done": done, "total": total})
 
         with self.runtime.autocast(), inputs_that_were_there():
+            outputs = self.kept.val if self.kept else None
             return evaluate(
                 model,
                 self.whisper.processor,
@@ -457,7 +463,8 @@ class Trainer:
                 rules=self.spec.data.text,
                 progress=progress,
                 stopping=self.session.stopping,
-                outputs=self.kept.val if self.kept else None,
+                outputs=outputs,
+                features=self._features(self.val_set, outputs),
             )
 
 

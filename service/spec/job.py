@@ -24,6 +24,7 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
     "data": {"prefetch", "threads"},
     "engine": {
         "fast_dora",
+        "fast_features",
         "keep_checkpoints",
         "keep_encoder",
         "keep_encoder_gb",

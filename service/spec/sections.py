@@ -76,6 +76,11 @@ class EngineConfig(Spec):
     weight_decay: Float = Field(default=0.0, ge=0)
     """Weight decay of AdamW on the trained parameters."""
 
+    fast_features: bool = True
+    """Make log-mel features on the device that the model is on, of the samples that a clip has; the frames of the
+    silence behind it follow from the loudest one. On the CPU they are those of transformers' extractor to the bit, on a
+    GPU they differ by rounding. False: transformers' extractor, which transforms the whole window, on the CPU."""
+
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
