@@ -28,19 +28,20 @@ from jobs.adapter import (
     trainable_parameters,
 )
 from jobs.augment import Augmenter
-from jobs.batches import Batch, Features, Loader, Schedule, label_tokens, seed_everything
+from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
 from jobs.convert import save_published
 from jobs.evaluate import evaluate, from_lines, to_lines
 from jobs.failures import inputs_that_were_there
 from jobs.fast.dora import speed_up
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
-from jobs.fast.log_mel import LogMel
+from jobs.fast.kept_audio import KeptAudio
 from jobs.init_data import InitClips
 from jobs.inits import INITIAL, begin, initial_sha256, without_adapter
 from jobs.model import Whisper, load_whisper
 from jobs.progress import transfer_events
 from jobs.score import summarise
 from jobs.train.checkpoint import Progress, adapter_state, read_checkpoint, write_checkpoint
+from jobs.train.heard import Clips, make_audio
 from jobs.train.kept import KeptOutputs, is_used, make_outputs, origin_of, why_not
 from jobs.train.ranks import VirtualRanks
 from jobs.train.runtime import Runtime, make_runtime
@@ -122,7 +123,7 @@ class Trainer:
         seed_everything(self.settings.seed)
         self.whisper = self._load_base()
         self.whisper.model.to(self.runtime.device)
-        self.kept = self._keep_outputs()
+        self.kept, self.clips = self._keep_outputs(), self._clips()
         base = None if self.task.trial else self._score_base()
         self._prepare_training()
         self._evaluate_if_due()  # a run may have been stopped between a step and its evaluation
@@ -161,8 +162,20 @@ class Trainer:
         outputs = self._outputs(origin)
         if outputs.origin != origin:
             raise ValueError(f"encoder outputs of {outputs.origin} were handed to a training that needs {origin}")
-        evaluations = -(-self.steps // self.settings.eval_steps) + (not self.task.trial)
+        evaluations = self._evaluations() + (not self.task.trial)
         return KeptOutputs(self.spec, outputs, evaluations, shared=self.shares_outputs)
+
+    def _evaluations(self) -> int:
+        """How often the validation set is heard in the training."""
+        return -(-self.steps // self.settings.eval_steps)
+
+    def _clips(self) -> Clips:
+        heard = {self.task.train: self.settings.epochs, self.task.val: self._evaluations() + 2 * (not self.task.trial)}
+        again = {split for split, times in heard.items() if times > 1 or self.shares_outputs}
+        return Clips(self.spec, self._audio(), self.whisper.processor.feature_extractor, self.runtime.device, again)
+
+    def _audio(self) -> KeptAudio:
+        return make_audio(self.spec)
 
     def _outputs(self, origin: Origin) -> EncoderOutputs:
         return self._given or make_outputs(self.spec, origin, self.runtime.device)
@@ -216,7 +229,7 @@ class Trainer:
     def _loader(self, rows: Dataset, augmenter: Augmenter | None = None, outputs: SplitOutputs | None = None) -> Loader:
         return Loader(
             rows,
-            self._features(rows, outputs),
+            self.clips.features(self.task.train if rows is self.train_set else self.task.val, outputs),
             self.whisper.prompter(),
             threads=self.spec.data.threads,
             prefetch=self.spec.data.prefetch,
@@ -224,10 +237,6 @@ class Trainer:
             timestamps=self.spec.data.timestamps,
             outputs=outputs,
         )
-
-    def _features(self, rows: Dataset, outputs: SplitOutputs | None) -> Features:
-        extractor, fast = self.whisper.processor.feature_extractor, self.spec.engine.fast_features
-        return Features(LogMel(extractor, self.runtime.device, fast=fast))
 
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one; one worker looks, as above."""
@@ -289,8 +298,10 @@ class Trainer:
     def _tell_kept(self) -> None:
         if self.kept is not None:
             self.kept.outputs.settle()
-            if self.progress.step % self.schedule.steps_per_epoch == 0 and (kept := self.kept.report()):
-                self._notice(kept)
+        if self.progress.step % self.schedule.steps_per_epoch == 0:
+            for kept in (self.kept, self.clips):
+                if kept is not None and (text := kept.report()):
+                    self._notice(text)
 
     def _stop(self) -> NoReturn:
         """Leave the training with a checkpoint of what was done."""
@@ -464,7 +475,7 @@ class Trainer:
                 progress=progress,
                 stopping=self.session.stopping,
                 outputs=outputs,
-                features=self._features(self.val_set, outputs),
+                features=self.clips.features(self.task.val, outputs),
             )
 
 

@@ -21,7 +21,7 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
     "name": True,
     "storage": True,
     "training": {"outdir"},
-    "data": {"prefetch", "threads"},
+    "data": {"keep_audio_gb", "prefetch", "threads"},
     "engine": {
         "fast_dora",
         "fast_features",

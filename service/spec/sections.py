@@ -60,6 +60,12 @@ class DataConfig(Spec):
     """Share of the rows with segments that are trained with timestamp tokens, drawn anew in each epoch. Rows without
     segments are always trained without."""
 
+    keep_audio_gb: Float | None = Field(default=None, ge=0, examples=[20])
+    """Most that decoded clips may take of each worker's main memory, in GB. A clip that is heard again, in a later
+    epoch or evaluation, is then not decoded and resampled again; what has no room is. A second takes 64 kB. 0: nothing
+    is kept. Default: a quarter of what is free of the node's, as long as half of that stays free. Clips whose encoder
+    outputs are kept (`engine.keep_encoder`) are not kept decoded."""
+
     prefetch: Int = Field(default=4, ge=1)
     """Micro-batches that are decoded ahead of the model, per worker."""
 
