@@ -21,6 +21,9 @@ from jobs.fast.kept_audio import SplitAudio
 from jobs.fast.log_mel import LogMel
 from jobs.tokens import Prompter, Tokens, pad
 
+WIDTH_STEP = 16
+"""On a GPU T is a multiple of it: each new shape costs kernels that are chosen anew, and pieces of memory."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -164,8 +167,17 @@ class Loader:
         else:
             features, heard = features_or_heard(self._features, records, rows, self._outputs)
         tokens = [self._encode(*each, epoch) for each in zip(records, rows, speeds, strict=True)]
-        inputs, labels = pad(tokens, fill=tokens[0].labels[-1])
+        inputs, labels = self._stack(tokens)
         return Batch(features, inputs, labels, rows, heard)
+
+    def _stack(self, tokens: list[Tokens]) -> tuple[Tensor, Tensor]:
+        """Decoder inputs and labels (B, T); for a GPU few different T, in memory that it copies from by itself."""
+        if self._features.log_mel.device.type != "cuda":
+            return pad(tokens, fill=tokens[0].labels[-1])
+        longest = max(len(each.inputs) for each in tokens)
+        width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, self._prompter.max_tokens)
+        inputs_BT, labels_BT = pad(tokens, fill=tokens[0].labels[-1], width=width)
+        return inputs_BT.pin_memory(), labels_BT.pin_memory()
 
     def _vary(
         self, records: list[dict[str, Any]], rows: list[int], epoch: int, augmenter: Augmenter

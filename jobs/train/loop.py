@@ -32,6 +32,7 @@ from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
 from jobs.convert import save_published
 from jobs.evaluate import evaluate, from_lines, to_lines
 from jobs.failures import inputs_that_were_there
+from jobs.fast.base_dtype import cast_base
 from jobs.fast.dora import speed_up
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
 from jobs.fast.kept_audio import KeptAudio
@@ -203,6 +204,7 @@ class Trainer:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.dora = speed_up(self.model, self.spec.engine.dora_dropout, fast=self.spec.engine.fast_dora)
         self.before = snapshot(self.model)
+        self._cast_base()
         self.parameters = [parameter for _, parameter in trainable_parameters(self.model)]
         optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay)
         warmup = self.settings.warmup_steps(self.steps)
@@ -225,6 +227,9 @@ class Trainer:
                 "device": self.runtime.device_name,
             }
         )
+
+    def _cast_base(self) -> None:
+        cast_base(self.model, self.spec, self.runtime.precision)
 
     def _loader(self, rows: Dataset, augmenter: Augmenter | None = None, outputs: SplitOutputs | None = None) -> Loader:
         return Loader(
@@ -318,16 +323,17 @@ class Trainer:
             batches: the forward passes of this worker's virtual ranks.
             tokens: label tokens of all workers.
         """
-        loss, device, frozen = 0.0, self.runtime.device, self.settings.freeze_encoder
+        device, frozen = self.runtime.device, self.settings.freeze_encoder
+        total = torch.zeros((), dtype=torch.float64, device=device)  # read once a step: reading waits for the GPU
         for rank, passes in zip(self.ranks.mine, batches, strict=True):
             with self.ranks.at_work(rank):
                 for batch in passes:
                     with self.runtime.autocast():
                         part = forward_loss(self.model, batch, device, freeze_encoder=frozen)
                     part = part / tokens
-                    loss += float(part.detach())
+                    total += part.detach()
                     self.runtime.backward(part)
-        (loss,) = distributed.sum_numbers([loss], self.runtime.device)
+        (loss,) = distributed.sum_numbers([float(total)], device)
         self._finite(loss)
         distributed.sum_gradients(self.parameters)
         return loss

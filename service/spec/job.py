@@ -23,6 +23,7 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
     "training": {"outdir"},
     "data": {"keep_audio_gb", "prefetch", "threads"},
     "engine": {
+        "base_dtype",
         "fast_dora",
         "fast_features",
         "keep_checkpoints",

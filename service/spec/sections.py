@@ -82,6 +82,13 @@ class EngineConfig(Spec):
     weight_decay: Float = Field(default=0.0, ge=0)
     """Weight decay of AdamW on the trained parameters."""
 
+    base_dtype: Literal["auto", "float32"] = "auto"
+    """How the frozen base lies in memory while it is trained on. `auto`: in mixed precision the matrices of its linear
+    layers and convolutions are held in that precision, and not cast anew in each forward pass; what is multiplied is
+    the same to the bit. Embeddings, the output head, layer norms and weights under DoRA stay in float32, and so does
+    all with a `lora_init` that changes the base or looks at data, and in trials that train together. `float32`: all of
+    it in float32, as PEFT has it."""
+
     fast_features: bool = True
     """Make log-mel features on the device that the model is on, of the samples that a clip has; the frames of the
     silence behind it follow from the loudest one. On the CPU they are those of transformers' extractor to the bit, on a

@@ -67,6 +67,9 @@ class SharedTrainer(Trainer):
             super()._prepare_training()
         self.engine.add(self)
 
+    def _cast_base(self) -> None:
+        """The base's weights are all trials', and those to come begin from them."""
+
     def _gradients(self, batches: tuple[list[Batch], ...], tokens: float) -> float:
         (passes,) = batches
         return self._finite(self.engine.gradients(self, Work(self.model, passes, tokens, self.streams.generator)))
