@@ -14,7 +14,7 @@ from transformers import WhisperFeatureExtractor
 
 from jobs.adapter import attach, lora_layers
 from jobs.augment import Augmenter
-from jobs.batches import Features, Loader, Schedule
+from jobs.batches import WIDTH_STEP, Features, Loader, Schedule
 from jobs.fast.log_mel import LogMel
 from jobs.manifest.rows import read_rows
 from jobs.model import load_processor, load_prompter, load_whisper
@@ -157,6 +157,20 @@ def test_features_are_on_the_gpu_before_the_step_asks_and_are_masked_there(tiny:
         loader = Loader(rows, features, load_prompter(str(tiny)), threads=2, prefetch=2, augmenter=augmenter)
         ((batch,),) = loader.steps(Schedule(len(rows), len(rows), 1, 1, 0), 0, 0, 1)
         assert batch.features_BMF.device.type == device
+        assert batch.labels_BT.is_pinned() is (device == "cuda")
+        assert (batch.labels_BT.shape[1] % WIDTH_STEP == 0) or device == "cpu"
         made.append(batch.features_BMF.cpu())
     assert torch.equal(made[0] == 0, made[1] == 0)
     torch.testing.assert_close(*made, rtol=0, atol=1e-4)
+
+
+@pytest.mark.setting("engine.base_dtype")
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_a_base_held_in_half_precision_gives_the_numbers_of_one_that_is_cast(
+    tiny: Path, tones: Path, tmp_path: Path, half: str
+) -> None:
+    runs = []
+    for name in ("auto", "float32"):
+        sections = GPU | {"engine": {"base_dtype": name}}
+        runs.append(Run(job(tiny, tones, tmp_path / name, sections, lora_dropout=0.0, **{half: True})))
+    close(*runs, rel=1e-3)
