@@ -14,10 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.audio import SAMPLE_RATE_HZ, read_audio
+from jobs.audio import read_audio
 from jobs.augment import Augmenter
 from jobs.fast.encoder_outputs import Heard, SplitOutputs
+from jobs.fast.kept_audio import SplitAudio
+from jobs.fast.log_mel import LogMel
 from jobs.tokens import Prompter, Tokens, pad
+
+WIDTH_STEP = 16
+"""On a GPU T is a multiple of it: each new shape costs kernels that are chosen anew, and pieces of memory."""
 
 
 @dataclass(frozen=True)
@@ -84,22 +89,38 @@ def _order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
-def log_mel(feature_extractor: Any, clips: list[NDArray[np.float32]]) -> Tensor:
-    """Log-mel features of B clips, each padded with silence to 30 s: float32 (B, M, 3000)."""
-    features: Tensor = feature_extractor(clips, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features
-    return features
+@dataclass(frozen=True)
+class Features:
+    """How the rows of a split become features.
+
+    Attributes:
+        log_mel: makes features of samples.
+        audio: where decoded clips are kept; None: each is decoded whenever it is heard.
+    """
+
+    log_mel: LogMel
+    audio: SplitAudio | None = None
+
+    def samples(self, record: dict[str, Any], row: int) -> NDArray[np.float32]:
+        """A row's samples (S,), not to be written to."""
+        return self.audio.read(row, lambda: read_clip(record)) if self.audio else read_clip(record)
+
+    def of(self, records: list[dict[str, Any]], rows: list[int]) -> Tensor:
+        """Log-mel features of rows (B, M, F)."""
+        return self.log_mel([self.samples(*each) for each in zip(records, rows, strict=True)])
 
 
 def features_or_heard(
-    feature_extractor: Any, records: list[dict[str, Any]], rows: list[int], outputs: SplitOutputs | None
+    features: Features, records: list[dict[str, Any]], rows: list[int], outputs: SplitOutputs | None
 ) -> tuple[Tensor, Heard | None]:
-    """Log-mel features of rows or, with encoder outputs, of those that are missing there, each clip by itself as
-    outputs want them; and what was found of them."""
+    """Log-mel features of rows or, with encoder outputs, of those that are missing there; and what was found."""
     if outputs is None:
-        return log_mel(feature_extractor, [read_clip(record) for record in records]), None
+        return features.of(records, rows), None
     heard = outputs.look_up(rows)
-    singly = [log_mel(feature_extractor, [read_clip(records[place])]) for place in heard.missing]
-    return torch.cat(singly) if singly else torch.empty(0), heard
+    missing = heard.missing
+    if not missing:
+        return torch.empty(0), heard
+    return features.of([records[place] for place in missing], [rows[place] for place in missing]), heard
 
 
 class Loader:
@@ -107,7 +128,7 @@ class Loader:
 
     Args:
         dataset: rows with `path`, `text` and `language` (a datasets.Dataset, memory-mapped).
-        feature_extractor: a WhisperFeatureExtractor.
+        features: makes features of rows; a WhisperFeatureExtractor stands for its own, as they are made on the CPU.
         prompter: builds the decoder's tokens.
         threads: threads that decode and compute features.
         prefetch: batches that are made ahead.
@@ -119,7 +140,7 @@ class Loader:
     def __init__(
         self,
         dataset: Any,
-        feature_extractor: Any,
+        features: Any,
         prompter: Prompter,
         *,
         threads: int,
@@ -129,7 +150,7 @@ class Loader:
         outputs: SplitOutputs | None = None,
     ) -> None:
         self._dataset = dataset
-        self._extractor = feature_extractor
+        self._features: Features = features if isinstance(features, Features) else Features(LogMel(features))
         self._prompter = prompter
         self._threads = threads
         self._prefetch = prefetch
@@ -144,17 +165,27 @@ class Loader:
         if self._outputs is None and self._augmenter is not None and epoch is not None:
             features, speeds = self._vary(records, rows, epoch, self._augmenter)
         else:
-            features, heard = features_or_heard(self._extractor, records, rows, self._outputs)
+            features, heard = features_or_heard(self._features, records, rows, self._outputs)
         tokens = [self._encode(*each, epoch) for each in zip(records, rows, speeds, strict=True)]
-        inputs, labels = pad(tokens, fill=tokens[0].labels[-1])
+        inputs, labels = self._stack(tokens)
         return Batch(features, inputs, labels, rows, heard)
+
+    def _stack(self, tokens: list[Tokens]) -> tuple[Tensor, Tensor]:
+        """Decoder inputs and labels (B, T); for a GPU few different T, in memory that it copies from by itself."""
+        if self._features.log_mel.device.type != "cuda":
+            return pad(tokens, fill=tokens[0].labels[-1])
+        longest = max(len(each.inputs) for each in tokens)
+        width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, self._prompter.max_tokens)
+        inputs_BT, labels_BT = pad(tokens, fill=tokens[0].labels[-1], width=width)
+        return inputs_BT.pin_memory(), labels_BT.pin_memory()
 
     def _vary(
         self, records: list[dict[str, Any]], rows: list[int], epoch: int, augmenter: Augmenter
     ) -> tuple[Tensor, list[float]]:
         """Features of varied clips, and their speeds."""
-        varied = [augmenter.audio(read_clip(record), epoch, row) for record, row in zip(records, rows, strict=True)]
-        features = log_mel(self._extractor, [clip for clip, _ in varied])
+        clips = map(self._features.samples, records, rows)
+        varied = [augmenter.audio(clip, epoch, row) for clip, row in zip(clips, rows, strict=True)]
+        features = self._features.log_mel([clip for clip, _ in varied])
         augmenter.mask(features, [len(clip) for clip, _ in varied], epoch, rows)
         return features, [speed for _, speed in varied]
 

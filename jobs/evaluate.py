@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs import distributed
+from jobs.batches import Features
 from jobs.fast.encoder_outputs import SplitOutputs
 from jobs.score import Scorer, Utterance, summarise
 from jobs.transcribe import shard, transcribe
@@ -30,6 +31,7 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     stopping: Callable[[], bool] = lambda: False,
     outputs: SplitOutputs | None = None,
+    features: Features | None = None,
 ) -> tuple[list[Utterance], dict[str, Any]]:
     """Transcribe and score a split with all workers.
 
@@ -47,6 +49,7 @@ def evaluate(
         progress: called with (rows done, rows); for the other workers, this one's pace is taken.
         stopping: whether to stop; all workers do as soon as one is told so.
         outputs: encoder outputs of the split, where the model's encoder is the one that made them.
+        features: makes features of rows; None: on the model's device, of clips that are decoded.
 
     Returns:
         every row's utterance in the order of the split, and the summary of `jobs.score.summarise`.
@@ -65,6 +68,7 @@ def evaluate(
         threads=threads,
         progress=lambda done: progress(min(done * workers, len(dataset)), len(dataset)),
         outputs=outputs,
+        features=features,
     )
     heard, stopped = [], stopping()
     while not stopped and (item := next(hypotheses, None)) is not None:

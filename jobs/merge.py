@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from jobs.adapter import load_adapter, require_mergeable
-from jobs.batches import Batch, Loader
+from jobs.batches import Batch, Features, Loader
 from jobs.device import autocast, device_of, set_threads
 from jobs.evaluate import from_lines, to_lines
 from jobs.export.checkpoint import Checkpoint
@@ -22,6 +22,7 @@ from jobs.export.limits import why_refused
 from jobs.export.weights import HEAD
 from jobs.failures import inputs_that_were_there
 from jobs.fast.dora import speed_up
+from jobs.fast.log_mel import log_mel_of
 from jobs.model import Whisper, load_whisper
 from jobs.score import Scorer, Utterance, summarise
 from jobs.transcribe import shard, transcribe
@@ -80,7 +81,7 @@ def merge(
     storage, rows, device = Storage(root), Dataset.from_file(val), device_of(spec)
     with inputs_that_were_there():
         whisper = load_whisper(source.base, source.revision)
-    batch = _compared_batch(whisper, rows)
+    batch = _compared_batch(spec, whisper, rows)
     adapted = load_adapter(whisper.model, source.adapter) if source.adapter else whisper.model
     require_mergeable(adapted)
     logits_BTV = _logits(adapted.to(device), batch)
@@ -159,8 +160,9 @@ def max_difference(one_BTV: Tensor, other_BTV: Tensor, batch: Batch) -> float:
     return float((one_BTV - other_BTV)[counted_BT].abs().max())
 
 
-def _compared_batch(whisper: Whisper, rows: Any) -> Batch:
-    loader = Loader(rows, whisper.processor.feature_extractor, whisper.prompter(), threads=1, prefetch=1)
+def _compared_batch(spec: JobSpec, whisper: Whisper, rows: Any) -> Batch:
+    features = Features(log_mel_of(spec, whisper.processor))
+    loader = Loader(rows, features, whisper.prompter(), threads=1, prefetch=1)
     return loader.make(list(range(min(COMPARED_CLIPS, len(rows)))))
 
 
@@ -195,6 +197,7 @@ def _transcribed(
                 multilingual=whisper.multilingual,
                 threads=spec.data.threads,
                 progress=lambda done: progress(done, len(wanted)),
+                features=Features(log_mel_of(spec, whisper.processor)),
             )
         )
     texts = {item.row: item.text for item in heard}

@@ -7,9 +7,11 @@ from typing import Any
 from datasets import Dataset
 
 from jobs.adapter import load_adapter
+from jobs.batches import Features, Loader
 from jobs.device import autocast, device_of, set_threads
 from jobs.evaluate import to_lines
 from jobs.fast.dora import speed_up
+from jobs.fast.log_mel import log_mel_of
 from jobs.model import load_whisper
 from jobs.prepare import fetch_rows
 from jobs.score import Scorer, Utterance, summarise
@@ -50,6 +52,7 @@ def score_shard(
                 multilingual=whisper.multilingual,
                 threads=spec.data.threads,
                 progress=progress,
+                features=Features(log_mel_of(spec, whisper.processor)),
             )
         )
     return [scorer.score(rows[item.row], item.text).as_dict() | {"row": item.row} for item in heard]
@@ -57,7 +60,6 @@ def score_shard(
 
 def loss_of(spec_json: str, root: str, model: dict[str, Any]) -> float:
     """Mean loss per label token of a checkpoint on the validation set; runs as a Ray task."""
-    from jobs.batches import Loader
     from jobs.train.session import LocalSession
     from jobs.train.validation import validation_loss
 
@@ -67,7 +69,7 @@ def loss_of(spec_json: str, root: str, model: dict[str, Any]) -> float:
     whisper = load_whisper(model["base"], model["revision"], attention=spec.engine.attention)
     loader = Loader(
         rows,
-        whisper.processor.feature_extractor,
+        Features(log_mel_of(spec, whisper.processor)),
         whisper.prompter(),
         threads=spec.data.threads,
         prefetch=spec.data.prefetch,

@@ -135,17 +135,18 @@ class Prompter:
         return max(plain, len(self.encode_segments(row.segments, row.language).inputs))
 
 
-def pad(rows: list[Tokens], fill: int) -> tuple[Tensor, Tensor]:
+def pad(rows: list[Tokens], fill: int, width: int = 0) -> tuple[Tensor, Tensor]:
     """Stack rows into one right-padded batch. Labels are masked by length: Whisper's padding token is its end token.
 
     Args:
         rows: B rows of 1..T tokens.
         fill: id put where the decoder's input has ended; nothing attends to it, since the decoder is causal.
+        width: the least T.
 
     Returns:
         int64 inputs (B, T) and labels (B, T).
     """
-    longest = max(len(row.inputs) for row in rows)
+    longest = max(width, *(len(row.inputs) for row in rows))
     inputs_BT = torch.full((len(rows), longest), fill)
     labels_BT = torch.full((len(rows), longest), IGNORE)
     for index, row in enumerate(rows):

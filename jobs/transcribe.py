@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from jobs.batches import features_or_heard
+from jobs.batches import Features, features_or_heard
 from jobs.fast.encoder_outputs import Heard, SplitOutputs
 from jobs.fast.fold import folded
 from jobs.fast.greedy import Rules, decode, why_not
+from jobs.fast.log_mel import LogMel
 from jobs.model import whisper_of
 from jobs.tokens import Prompter
 from jobs.train.step import encode_by, encoder_output
@@ -49,6 +50,7 @@ def transcribe(
     threads: int = 2,
     progress: Callable[[int], None] = lambda done: None,
     outputs: SplitOutputs | None = None,
+    features: Features | None = None,
 ) -> Generator[Hypothesis]:
     """Transcribe rows in the order given (sort them by length: a batch decodes until its longest text has ended).
 
@@ -62,11 +64,13 @@ def transcribe(
         threads: threads that read the next batch while this one is decoded.
         progress: called with the number of rows done.
         outputs: encoder outputs of the dataset's rows, where the model's encoder is the one that made them.
+        features: makes features of rows; None: on the model's device, of clips that are decoded.
     """
     if settings.fast_decoding and why_not(model, settings.num_beams) is None:
         listen: Listener = Greedy(model, processor, settings, multilingual=multilingual)
     else:
         listen = Generate(model, settings, multilingual=multilingual)
+    made = features or Features(LogMel(processor.feature_extractor, next(model.parameters()).device))
     size = settings.batch_size
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     was_training = model.training
@@ -75,8 +79,8 @@ def transcribe(
 
     def read(chunk: list[int]) -> tuple[Tensor, Heard | None, list[str]]:
         records = [dataset[row] for row in chunk]
-        features, heard = features_or_heard(processor.feature_extractor, records, chunk, outputs)
-        return features, heard, [record["language"] for record in records]
+        features_BMF, heard = features_or_heard(made, records, chunk, outputs)
+        return features_BMF, heard, [record["language"] for record in records]
 
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="audio") as pool, listen.ready():

@@ -116,7 +116,8 @@ class ManyAdapters:
         stacks = [place.stack for place in self._places.values() if place.stack is not None]
         for stack in stacks:
             stack.begin()
-        losses = [0.0] * len(works)
+        # Read once, at the end: reading waits for the GPU.
+        losses = torch.zeros(len(works), dtype=torch.float64, device=self.device)
         for turn in range(max(len(work.passes) for work in works)):
             for group in _alike(
                 [(index, work.passes[turn]) for index, work in enumerate(works) if turn < len(work.passes)]
@@ -126,9 +127,9 @@ class ManyAdapters:
                     losses[index] += loss
         for stack in stacks:
             stack.hand_out()
-        return losses
+        return [float(loss) for loss in losses.tolist()]
 
-    def _pass(self, group: list[tuple[Work, Batch]], autocast: Callable[[], Any]) -> list[float]:
+    def _pass(self, group: list[tuple[Work, Batch]], autocast: Callable[[], Any]) -> list[Tensor]:
         """Forward and backward of one batch of each of some trials; all batches hold as many clips."""
         batches = [batch for _, batch in group]
         with autocast():
@@ -147,7 +148,7 @@ class ManyAdapters:
                 loss.backward()
                 losses.append(loss.detach())
         hidden.backward(apart.grad)
-        return [float(loss) for loss in losses]
+        return losses
 
     @contextlib.contextmanager
     def _at_work(self, group: list[tuple[Work, Batch]]) -> Iterator[Tensor]:

@@ -197,6 +197,22 @@ def available_memory() -> int:
     return min([int(psutil.virtual_memory().available), *_left_in_container()])
 
 
+def share_of_memory(asked_gb: float | None) -> tuple[int, Callable[[], int] | None]:
+    """What a worker may take of main memory for what it would else compute anew.
+
+    Args:
+        asked_gb: what the spec says, in GB; None: a quarter of what is free now.
+
+    Returns:
+        the most bytes, and how many may be taken now beside that.
+    """
+    if asked_gb is not None:
+        return round(asked_gb * 1e9), None
+    available = available_memory()
+    # Other workers of the node take theirs at the same time: half of what there was stays, whoever takes it.
+    return available // 4, lambda: max(0, available_memory() - available // 2)
+
+
 def _left_in_container() -> list[int]:
     # Of the page cache, what was not used lately is given back when memory is wanted.
     base = Path("/sys/fs/cgroup")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from jobs.audio import SAMPLE_RATE_HZ
-from jobs.batches import log_mel, read_clip
+from jobs.batches import read_clip
+from jobs.fast.log_mel import LogMel
 from jobs.tokens import TIMESTAMP_STEP_S
 from jobs.transcribe import generation_arguments, read_ahead, shard
 from service.spec.sections import EvaluationConfig
@@ -62,12 +63,22 @@ class Listener:
         processor: its WhisperProcessor.
         settings: batch size and the longest transcript of a window; beams are not used.
         multilingual: whether language and task go to generate().
+        log_mel: makes the features of clips of one window; None: on the model's device.
     """
 
-    def __init__(self, model: Any, processor: Any, settings: EvaluationConfig, *, multilingual: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        settings: EvaluationConfig,
+        *,
+        multilingual: bool,
+        log_mel: LogMel | None = None,
+    ) -> None:
         self._model, self._extractor, self._tokenizer = model, processor.feature_extractor, processor.tokenizer
         self._settings = settings.model_copy(update={"num_beams": 1})
         self._multilingual = multilingual
+        self._log_mel = log_mel or LogMel(self._extractor, model.device)
         no_timestamps = self._tokenizer.convert_tokens_to_ids("<|notimestamps|>")
         # Generation configs of older checkpoints do not name it, and generate() asks for it.
         model.generation_config.no_timestamps_token_id = no_timestamps
@@ -111,7 +122,7 @@ class Listener:
 
     def _listen(self, records: list[dict[str, Any]]) -> Iterator[Heard]:
         """Clips of one window, each decoded once: transformers would go on into the silence behind them."""
-        features_BMF = log_mel(self._extractor, [record["samples"] for record in records])
+        features_BMF = self._log_mel([record["samples"] for record in records])
         tokens_BT = self._model.generate(
             input_features=features_BMF.to(self._model.device),
             force_unique_generate_call=True,

@@ -12,6 +12,7 @@ from jobs.adapter import load_adapter
 from jobs.device import autocast, device_of, set_threads
 from jobs.failures import inputs_that_were_there
 from jobs.fast.dora import speed_up
+from jobs.fast.log_mel import log_mel_of
 from jobs.guard.hear import Listener
 from jobs.guard.verdict import Checked, check, verdict
 from jobs.model import Whisper, load_whisper
@@ -61,7 +62,8 @@ def guard(
 
 def _listen(spec: JobSpec, whisper: Whisper, rows: Any, progress: Callable[[int], None]) -> list[Checked]:
     model = whisper.model.to(device_of(spec))
-    listener = Listener(model, whisper.processor, spec.evaluation, multilingual=whisper.multilingual)
+    log_mel = log_mel_of(spec, whisper.processor)
+    listener = Listener(model, whisper.processor, spec.evaluation, multilingual=whisper.multilingual, log_mel=log_mel)
     with autocast(spec):
         heard = listener.hear(rows, threads=spec.data.threads, progress=progress)
     scorer = Scorer(getattr(whisper.processor.tokenizer, "english_spelling_normalizer", None), spec.data.text)

@@ -7,7 +7,6 @@ numbers.
 
 from __future__ import annotations
 
-import functools
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from rich.markup import escape
 
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
-from jobs.fast.places import DeviceMemory, Disk, Memory, Place, available_memory, is_in_memory
+from jobs.fast.places import DeviceMemory, Disk, Memory, Place, is_in_memory, share_of_memory
 from service.spec.job import JobSpec
 from service.storage import sha256_of
 from service.storage.cache import cache_folder
@@ -62,20 +61,13 @@ def _places(spec: JobSpec, device: torch.device) -> list[Place]:
     if on_gpu and where in ("auto", "device"):
         found.append(DeviceMemory(device, limit))
     if where in ("auto", "host") or (where == "device" and not on_gpu):
-        available = available_memory()
-        # Other workers of the node take theirs at the same time: half of what there was stays, whoever takes it.
-        spare = functools.partial(_beyond, available // 2) if limit is None else None
-        most = available // 4 if limit is None else limit
+        most, spare = share_of_memory(asked)
         found.append(Memory("in main memory", torch.device("cpu"), most, spare, pinned=on_gpu))
     if where in ("auto", "disk"):
         folder = cache_folder()
         if where == "disk" or not is_in_memory(folder):
             found.append(Disk(folder, AUTO_DISK if where == "auto" else sys.maxsize, DISK_RESERVE, pinned=on_gpu))
     return found
-
-
-def _beyond(reserve: int) -> int:
-    return max(0, available_memory() - reserve)
 
 
 def is_used(spec: JobSpec) -> bool:

@@ -32,14 +32,17 @@ from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
 from jobs.convert import save_published
 from jobs.evaluate import evaluate, from_lines, to_lines
 from jobs.failures import inputs_that_were_there
+from jobs.fast.base_dtype import cast_base
 from jobs.fast.dora import speed_up
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
+from jobs.fast.kept_audio import KeptAudio
 from jobs.init_data import InitClips
 from jobs.inits import INITIAL, begin, initial_sha256, without_adapter
 from jobs.model import Whisper, load_whisper
 from jobs.progress import transfer_events
 from jobs.score import summarise
 from jobs.train.checkpoint import Progress, adapter_state, read_checkpoint, write_checkpoint
+from jobs.train.heard import Clips, make_audio
 from jobs.train.kept import KeptOutputs, is_used, make_outputs, origin_of, why_not
 from jobs.train.ranks import VirtualRanks
 from jobs.train.runtime import Runtime, make_runtime
@@ -121,7 +124,7 @@ class Trainer:
         seed_everything(self.settings.seed)
         self.whisper = self._load_base()
         self.whisper.model.to(self.runtime.device)
-        self.kept = self._keep_outputs()
+        self.kept, self.clips = self._keep_outputs(), self._clips()
         base = None if self.task.trial else self._score_base()
         self._prepare_training()
         self._evaluate_if_due()  # a run may have been stopped between a step and its evaluation
@@ -160,8 +163,20 @@ class Trainer:
         outputs = self._outputs(origin)
         if outputs.origin != origin:
             raise ValueError(f"encoder outputs of {outputs.origin} were handed to a training that needs {origin}")
-        evaluations = -(-self.steps // self.settings.eval_steps) + (not self.task.trial)
+        evaluations = self._evaluations() + (not self.task.trial)
         return KeptOutputs(self.spec, outputs, evaluations, shared=self.shares_outputs)
+
+    def _evaluations(self) -> int:
+        """How often the validation set is heard in the training."""
+        return -(-self.steps // self.settings.eval_steps)
+
+    def _clips(self) -> Clips:
+        heard = {self.task.train: self.settings.epochs, self.task.val: self._evaluations() + 2 * (not self.task.trial)}
+        again = {split for split, times in heard.items() if times > 1 or self.shares_outputs}
+        return Clips(self.spec, self._audio(), self.whisper.processor.feature_extractor, self.runtime.device, again)
+
+    def _audio(self) -> KeptAudio:
+        return make_audio(self.spec)
 
     def _outputs(self, origin: Origin) -> EncoderOutputs:
         return self._given or make_outputs(self.spec, origin, self.runtime.device)
@@ -189,6 +204,7 @@ class Trainer:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.dora = speed_up(self.model, self.spec.engine.dora_dropout, fast=self.spec.engine.fast_dora)
         self.before = snapshot(self.model)
+        self._cast_base()
         self.parameters = [parameter for _, parameter in trainable_parameters(self.model)]
         optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay)
         warmup = self.settings.warmup_steps(self.steps)
@@ -212,10 +228,13 @@ class Trainer:
             }
         )
 
+    def _cast_base(self) -> None:
+        cast_base(self.model, self.spec, self.runtime.precision)
+
     def _loader(self, rows: Dataset, augmenter: Augmenter | None = None, outputs: SplitOutputs | None = None) -> Loader:
         return Loader(
             rows,
-            self.whisper.processor.feature_extractor,
+            self.clips.features(self.task.train if rows is self.train_set else self.task.val, outputs),
             self.whisper.prompter(),
             threads=self.spec.data.threads,
             prefetch=self.spec.data.prefetch,
@@ -284,8 +303,10 @@ class Trainer:
     def _tell_kept(self) -> None:
         if self.kept is not None:
             self.kept.outputs.settle()
-            if self.progress.step % self.schedule.steps_per_epoch == 0 and (kept := self.kept.report()):
-                self._notice(kept)
+        if self.progress.step % self.schedule.steps_per_epoch == 0:
+            for kept in (self.kept, self.clips):
+                if kept is not None and (text := kept.report()):
+                    self._notice(text)
 
     def _stop(self) -> NoReturn:
         """Leave the training with a checkpoint of what was done."""
@@ -302,16 +323,17 @@ class Trainer:
             batches: the forward passes of this worker's virtual ranks.
             tokens: label tokens of all workers.
         """
-        loss, device, frozen = 0.0, self.runtime.device, self.settings.freeze_encoder
+        device, frozen = self.runtime.device, self.settings.freeze_encoder
+        total = torch.zeros((), dtype=torch.float64, device=device)  # read once a step: reading waits for the GPU
         for rank, passes in zip(self.ranks.mine, batches, strict=True):
             with self.ranks.at_work(rank):
                 for batch in passes:
                     with self.runtime.autocast():
                         part = forward_loss(self.model, batch, device, freeze_encoder=frozen)
                     part = part / tokens
-                    loss += float(part.detach())
+                    total += part.detach()
                     self.runtime.backward(part)
-        (loss,) = distributed.sum_numbers([loss], self.runtime.device)
+        (loss,) = distributed.sum_numbers([float(total)], device)
         self._finite(loss)
         distributed.sum_gradients(self.parameters)
         return loss
@@ -444,6 +466,7 @@ class Trainer:
             self.session.emit({"event": "transcribed", "what": what, "done": done, "total": total})
 
         with self.runtime.autocast(), inputs_that_were_there():
+            outputs = self.kept.val if self.kept else None
             return evaluate(
                 model,
                 self.whisper.processor,
@@ -457,7 +480,8 @@ class Trainer:
                 rules=self.spec.data.text,
                 progress=progress,
                 stopping=self.session.stopping,
-                outputs=self.kept.val if self.kept else None,
+                outputs=outputs,
+                features=self.clips.features(self.task.val, outputs),
             )
 
 

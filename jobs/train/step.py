@@ -33,8 +33,8 @@ def forward_loss(model: Any, batch: Batch, device: torch.device, *, freeze_encod
         heard["encoder_outputs"] = (encoder_output(model, batch.features_BMF, batch.heard),)
     else:
         heard["input_features"] = batch.features_BMF.to(device, non_blocking=True)
-    logits_BTV = model(**heard, decoder_input_ids=batch.inputs_BT.to(device), use_cache=False).logits
-    labels_BT = batch.labels_BT.to(device)
+    logits_BTV = model(**heard, decoder_input_ids=batch.inputs_BT.to(device, non_blocking=True), use_cache=False).logits
+    labels_BT = batch.labels_BT.to(device, non_blocking=True)
     return cross_entropy(logits_BTV, labels_BT)
 
 

@@ -21,9 +21,11 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
     "name": True,
     "storage": True,
     "training": {"outdir"},
-    "data": {"prefetch", "threads"},
+    "data": {"keep_audio_gb", "prefetch", "threads"},
     "engine": {
+        "base_dtype",
         "fast_dora",
+        "fast_features",
         "keep_checkpoints",
         "keep_encoder",
         "keep_encoder_gb",

@@ -60,6 +60,12 @@ class DataConfig(Spec):
     """Share of the rows with segments that are trained with timestamp tokens, drawn anew in each epoch. Rows without
     segments are always trained without."""
 
+    keep_audio_gb: Float | None = Field(default=None, ge=0, examples=[20])
+    """Most that decoded clips may take of each worker's main memory, in GB. A clip that is heard again, in a later
+    epoch or evaluation, is then not decoded and resampled again; what has no room is. A second takes 64 kB. 0: nothing
+    is kept. Default: a quarter of what is free of the node's, as long as half of that stays free. Clips whose encoder
+    outputs are kept (`engine.keep_encoder`) are not kept decoded."""
+
     prefetch: Int = Field(default=4, ge=1)
     """Micro-batches that are decoded ahead of the model, per worker."""
 
@@ -75,6 +81,18 @@ class EngineConfig(Spec):
 
     weight_decay: Float = Field(default=0.0, ge=0)
     """Weight decay of AdamW on the trained parameters."""
+
+    base_dtype: Literal["auto", "float32"] = "auto"
+    """How the frozen base lies in memory while it is trained on. `auto`: in mixed precision the matrices of its linear
+    layers and convolutions are held in that precision, and not cast anew in each forward pass; what is multiplied is
+    the same to the bit. Embeddings, the output head, layer norms and weights under DoRA stay in float32, and so does
+    all with a `lora_init` that changes the base or looks at data, and in trials that train together. `float32`: all of
+    it in float32, as PEFT has it."""
+
+    fast_features: bool = True
+    """Make log-mel features on the device that the model is on, of the samples that a clip has; the frames of the
+    silence behind it follow from the loudest one. On the CPU they are those of transformers' extractor to the bit, on a
+    GPU they differ by rounding. False: transformers' extractor, which transforms the whole window, on the CPU."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

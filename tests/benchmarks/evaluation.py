@@ -2,10 +2,10 @@
 
     python tests/benchmarks/evaluation.py [--shape nano] [--clips 64] [--seconds 3] [--max-new-tokens 64]
 
-A base with LoRA adapters in its decoder, after a few steps on the clips. `plain` evaluates in batches of 8, as it comes,
+A base with LoRA adapters in its decoder, after a few steps on the clips. `plain` evaluates in batches of 8, as it is,
 `plain_tuned` in batches of 64 with workers that read; `ours` as a first evaluation does, `ours_kept` as each one after
-it does where the encoder is frozen, with its outputs kept. Prints JSON: ratios of the plain sides' seconds to ours, word
-error rates, peaks of memory, and `same_text`: the share of clips whose text is that of generate() at batch 1.
+it does where the encoder is frozen, with its outputs kept. Prints JSON: ratios of the plain sides' seconds to ours,
+word error rates, peaks of memory, and `same_text`: the share of clips whose text is that of generate() at batch 1.
 """
 
 from __future__ import annotations

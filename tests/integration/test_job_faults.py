@@ -180,7 +180,8 @@ def test_a_clip_that_vanishes_in_mid_training_is_named_and_checkpoints_stay(
     tiny: Path, tones: Path, tmp_path: Path, cluster: str
 ) -> None:
     shutil.copytree(tones, tmp_path / "data")
-    spec = job(tiny, tmp_path / "data", tmp_path / "run", epochs=40, save_steps=2, eval_steps=500)
+    again = {"data": {"keep_audio_gb": 0}}  # each epoch reads the files
+    spec = job(tiny, tmp_path / "data", tmp_path / "run", again, epochs=40, save_steps=2, eval_steps=500)
     arguments = ("--config", write(spec, tmp_path), "-o", "json")
     process = start(*arguments, cluster=cluster)
     wait_until(lambda: bool(steps_of(tmp_path / "run", "checkpoint")), process)

@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from engine import Run, batch_of, events, job, logits_of, watched
+from engine import Run, batch_of, events, job, logits_of, tone, watched
 from torch import nn
+from transformers import WhisperFeatureExtractor
 
 from jobs.adapter import attach, lora_layers
-from jobs.model import load_whisper
+from jobs.augment import Augmenter
+from jobs.batches import WIDTH_STEP, Features, Loader, Schedule
+from jobs.fast.log_mel import LogMel
+from jobs.manifest.rows import read_rows
+from jobs.model import load_processor, load_prompter, load_whisper
+from service.spec.augment import AugmentConfig
 from service.spec.training import TrainingConfig
 
 pytestmark = pytest.mark.gpu
@@ -126,3 +133,44 @@ def test_a_checkpoint_holds_the_gpus_random_state(tiny: Path, tones: Path, tmp_p
     run = Run(job(tiny, tones, tmp_path / "run", GPU, lora_dropout=0.3))
     (state,) = run.state(7)["random"]
     assert state["cuda"].dtype == torch.uint8
+
+
+@pytest.mark.setting("engine.fast_features")
+@pytest.mark.parametrize("mel_bins", [80, 128])
+def test_features_are_made_on_the_gpu_and_are_transformers(mel_bins: int) -> None:
+    extractor = WhisperFeatureExtractor(feature_size=mel_bins)
+    clips = [tone(seconds, 200 + 100 * seconds) for seconds in (0.3, 5, 12.5, 29.999, 30)]
+    clips += [0.1 * np.random.default_rng(0).standard_normal(90_000).astype(np.float32), np.zeros(50, np.float32)]
+    features_BMF = LogMel(extractor, torch.device("cuda"))(clips)
+    assert features_BMF.device.type == "cuda"
+    theirs_BMF = extractor(clips, sampling_rate=16_000, return_tensors="pt").input_features
+    torch.testing.assert_close(features_BMF.cpu(), theirs_BMF, rtol=0, atol=1e-4)
+
+
+@pytest.mark.setting("engine.fast_features")
+def test_features_are_on_the_gpu_before_the_step_asks_and_are_masked_there(tiny: Path, tones: Path) -> None:
+    rows = [vars(row) for row in read_rows(str(tones / "train.csv"), "en")]
+    extractor, made = load_processor(str(tiny)).feature_extractor, []
+    for device in ("cuda", "cpu"):
+        augmenter = Augmenter(AugmentConfig(mask_time_prob=0.3, mask_feature_prob=0.3), 0)
+        features = Features(LogMel(extractor, torch.device(device)))
+        loader = Loader(rows, features, load_prompter(str(tiny)), threads=2, prefetch=2, augmenter=augmenter)
+        ((batch,),) = loader.steps(Schedule(len(rows), len(rows), 1, 1, 0), 0, 0, 1)
+        assert batch.features_BMF.device.type == device
+        assert batch.labels_BT.is_pinned() is (device == "cuda")
+        assert (batch.labels_BT.shape[1] % WIDTH_STEP == 0) or device == "cpu"
+        made.append(batch.features_BMF.cpu())
+    assert torch.equal(made[0] == 0, made[1] == 0)
+    torch.testing.assert_close(*made, rtol=0, atol=1e-4)
+
+
+@pytest.mark.setting("engine.base_dtype")
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_a_base_held_in_half_precision_gives_the_numbers_of_one_that_is_cast(
+    tiny: Path, tones: Path, tmp_path: Path, half: str
+) -> None:
+    runs = []
+    for name in ("auto", "float32"):
+        sections = GPU | {"engine": {"base_dtype": name}}
+        runs.append(Run(job(tiny, tones, tmp_path / name, sections, lora_dropout=0.0, **{half: True})))
+    close(*runs, rel=1e-3)

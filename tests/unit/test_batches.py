@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from engine import SAMPLE_RATE_HZ, job, prepared, tone
+from engine import job, prepared
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import WhisperFeatureExtractor
 
-from jobs.audio import read_audio
-from jobs.batches import Batch, Loader, Schedule, label_tokens, log_mel, seed_everything
+from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
 from jobs.model import load_processor, load_prompter
 from service.errors import ManifestError
 
@@ -161,17 +159,6 @@ def test_batches_have_the_decoders_and_encoders_shapes(data: Data) -> None:
     counted = (batch.labels_BT >= 0).sum(1).tolist()
     assert counted == data.rows.select([5, 0, 2])["tokens"][:]
     assert label_tokens([batch, batch]) == 2 * sum(counted)
-
-
-@pytest.mark.parametrize("mel_bins", [80, 128])
-def test_features_are_those_of_transformers_extractor(data: Data, mel_bins: int) -> None:
-    extractor = WhisperFeatureExtractor(feature_size=mel_bins)
-    clips = [read_audio(data.rows[0]["path"]), tone(3.0), np.zeros(5, np.float32)]
-    features_BMF = log_mel(extractor, clips)
-    assert features_BMF.shape == (3, mel_bins, 3000)
-    for clip, features_MF in zip(clips, features_BMF, strict=True):
-        alone = extractor(clip, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features[0]
-        torch.testing.assert_close(features_MF, alone, atol=1e-6, rtol=0)
 
 
 def test_seeding_twice_gives_the_same_random_numbers() -> None:

@@ -19,6 +19,7 @@ from jobs.search.runner import Event, TrialRun, stream
 from jobs.search.shared.lockstep import Lockstep
 from jobs.search.shared.trainer import SharedTrainer
 from jobs.stopping import StopSignals
+from jobs.train.heard import make_audio
 from jobs.train.here import train_here
 from jobs.train.kept import make_outputs
 from service.spec.job import JobSpec
@@ -44,6 +45,8 @@ class SharedEngine:
         self._step: Lockstep[tuple[Work, Any], float] = Lockstep(self._compute)
         self._batches = Batches()
         self._outputs: dict[Origin, EncoderOutputs] = {}
+        self.audio = make_audio(spec)
+        """Decoded clips, for whichever trial."""
         self.alone = threading.RLock()
         """Held by who draws from the process's random numbers, or makes what the process has one of."""
         self.scoring = threading.RLock()

@@ -18,6 +18,7 @@ from jobs.train.session import Session
 if TYPE_CHECKING:
     from jobs.augment import Augmenter
     from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
+    from jobs.fast.kept_audio import KeptAudio
     from jobs.model import Whisper
     from jobs.search.shared.engine import SharedEngine
 
@@ -53,6 +54,9 @@ class SharedTrainer(Trainer):
     def _outputs(self, origin: Origin) -> EncoderOutputs:
         return self.engine.outputs(self.spec, origin)
 
+    def _audio(self) -> KeptAudio:
+        return self.engine.audio
+
     def _loader(self, rows: Any, augmenter: Augmenter | None = None, outputs: SplitOutputs | None = None) -> Loader:
         loader = super()._loader(rows, augmenter, outputs)
         return self.engine.loader(loader, self.settings.seed, trains=rows is self.train_set)
@@ -62,6 +66,9 @@ class SharedTrainer(Trainer):
         with self.engine.alone:
             super()._prepare_training()
         self.engine.add(self)
+
+    def _cast_base(self) -> None:
+        """The base's weights are all trials', and those to come begin from them."""
 
     def _gradients(self, batches: tuple[list[Batch], ...], tokens: float) -> float:
         (passes,) = batches
