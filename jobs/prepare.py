@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from jobs.audio import MAX_DURATION_S
 from jobs.manifest.examine import Limits, Sound, examine
-from jobs.manifest.row import Reject, Row, Segment
+from jobs.manifest.row import Reject, Row, Segment, speaker_of
 from jobs.manifest.rows import format_segments, read_rows
 from jobs.manifest.store import printable
 from jobs.manifest.transcript import joined_reason, text_faults
@@ -58,6 +58,8 @@ SCHEMA = pa.schema(
         ("no_speech", pa.bool_()),
         # Of a clip in object storage: the content that was checked, and that is read from now on.
         ("version", pa.string()),
+        # As the manifest names them; empty: it does not.
+        ("speaker", pa.string()),
     ]
 )
 
@@ -132,7 +134,8 @@ def prepare(
         progress: called with (split, rows so far).
 
     Returns:
-        per split: rows, hours, languages, rejected, and a hash over each row's path, text, language, frames and rate.
+        per split: rows, hours, languages, rejected, and a hash over each row's path, text, language, frames, rate
+        and whatever else it has.
 
     Raises:
         ManifestError: rows cannot be used (all of them are named), or a split is empty.
@@ -203,8 +206,11 @@ def _accept(split: Split, row: Row, sound: Sound, tokens: int) -> dict[str, Any]
     if row.text:
         split.sentences.append(int.from_bytes(hashlib.sha256(row.text.casefold().encode()).digest()[:8], "big"))
     identity = [Path(row.path).name, row.text, row.language, sound.frames, sound.sample_rate_hz, sound.channels]
-    if row.start_s is not None or row.segments or row.no_speech:
+    speaker = speaker_of(row)
+    if row.start_s is not None or row.segments or row.no_speech or speaker:
         identity += [row.start_s, format_segments(row.segments), row.no_speech]
+    if speaker:
+        identity.append(speaker)
     split.digest.update(json.dumps(identity, ensure_ascii=False).encode())
     begin = row.start_s or 0.0
     segments = tuple(Segment(s.start_s - begin, s.end_s - begin, s.text) for s in row.segments)
@@ -219,6 +225,7 @@ def _accept(split: Split, row: Row, sound: Sound, tokens: int) -> dict[str, Any]
         "segments": format_segments(segments),
         "no_speech": row.no_speech,
         "version": sound.version,
+        "speaker": speaker,
     }
 
 

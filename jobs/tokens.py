@@ -74,7 +74,16 @@ class Prompter:
 
     def encode(self, text: str, language: str) -> Tokens:
         """Tokens of one transcript. The labels begin after the start token, so nothing has to be shifted later."""
-        return self._tokens([*self.prompt(language), *self._text_ids(text, language)])
+        return self.encode_texts([text], language)
+
+    def encode_texts(self, texts: Sequence[str], language: str) -> Tokens:
+        """Tokens of transcripts that follow each other in one window.
+
+        Each text has its own ids. Where words are written apart these are the ids of the joined text; elsewhere the
+        border of two texts stays one of tokens too. So a window has as many tokens as its texts have.
+        """
+        ids = [token for text in texts for token in self._text_ids(text, language)]
+        return self._tokens([*self.prompt(language), *ids])
 
     def encode_segments(self, segments: Sequence[Segment], language: str) -> Tokens:
         """Tokens of one transcript with timestamps: each segment between the tokens of its begin and its end.
@@ -103,10 +112,8 @@ class Prompter:
         """
         if record.get("no_speech"):
             return self.encode_no_speech()
-        if timestamps and record.get("segments"):
-            segments = parse_segments(json.loads(record["segments"]))
-            scaled = [Segment(s.start_s / speed, s.end_s / speed, s.text) for s in segments]
-            return self.encode_segments(scaled, record["language"])
+        if timestamps and (segments := segments_of(record, speed=speed)):
+            return self.encode_segments(segments, record["language"])
         return self.encode(record["text"], record["language"])
 
     def _tokens(self, sequence: list[int]) -> Tokens:
@@ -133,6 +140,14 @@ class Prompter:
         if not (timestamps and row.segments):
             return plain
         return max(plain, len(self.encode_segments(row.segments, row.language).inputs))
+
+
+def segments_of(record: Mapping[str, Any], *, speed: float = 1.0, begin_s: float = 0.0) -> list[Segment]:
+    """A prepared row's segments, if it has any, as it is played at that speed and from that second of its window on."""
+    if not record.get("segments"):
+        return []
+    segments = parse_segments(json.loads(record["segments"]))
+    return [Segment(begin_s + s.start_s / speed, begin_s + s.end_s / speed, s.text) for s in segments]
 
 
 def pad(rows: list[Tokens], fill: int, width: int = 0) -> tuple[Tensor, Tensor]:

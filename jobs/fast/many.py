@@ -130,7 +130,7 @@ class ManyAdapters:
         return [float(loss) for loss in losses.tolist()]
 
     def _pass(self, group: list[tuple[Work, Batch]], autocast: Callable[[], Any]) -> list[Tensor]:
-        """Forward and backward of one batch of each of some trials; all batches hold as many clips."""
+        """Forward and backward of one batch of each of some trials; all batches hold as many windows."""
         batches = [batch for _, batch in group]
         with autocast():
             with self._at_work(group) as audio:
@@ -176,10 +176,10 @@ class ManyAdapters:
 
 
 def _alike(batches: list[tuple[int, Batch]]) -> list[list[tuple[int, Batch]]]:
-    """Batches by their number of clips: the last one of an epoch may hold fewer."""
+    """Batches by their number of windows: the last one of an epoch may hold fewer, and so may packed ones."""
     groups: dict[int, list[tuple[int, Batch]]] = {}
     for index, batch in batches:
-        groups.setdefault(len(batch.rows), []).append((index, batch))
+        groups.setdefault(len(batch.inputs_BT), []).append((index, batch))
     return list(groups.values())
 
 

@@ -26,6 +26,9 @@ KINDS = {
 }
 """Why a row is left out, as rejects.csv has it."""
 
+SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id", "spk", "group")
+"""Columns that name the speaker; of those that a row fills the first counts."""
+
 WARNINGS = {"script": "text that is mostly in a script its language is not written in"}
 """What is only pointed out."""
 
@@ -77,6 +80,11 @@ class Row:
     no_speech: bool = False
     extras: dict[str, str] = field(default_factory=dict)
     fault: Reject | None = None
+
+
+def speaker_of(row: Row) -> str:
+    """Who speaks, as the row's source names them; empty: not known."""
+    return next((row.extras[name] for name in SPEAKER_COLUMNS if row.extras.get(name)), "")
 
 
 def join_text(segments: tuple[Segment, ...], *, spaces: bool = True) -> str:

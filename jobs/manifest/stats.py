@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs.audio import MAX_DURATION_S, probe
-from jobs.manifest.row import Row
+from jobs.manifest.row import Row, speaker_of
 from jobs.manifest.rows import read_rows
 from jobs.manifest.store import comparable
 from service.errors import ManifestError
 from service.spec.languages import WITHOUT_SPACES
 
-SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id", "spk", "group")
 BIN_S = 0.01
 """Lengths are counted in bins: percentiles of a million clips take no more memory than those of ten."""
 
@@ -51,8 +50,7 @@ class Collector:
             self._seconds += seconds
             self._bins[min(len(self._bins) - 1, round(seconds / BIN_S))] += 1
         _add(self._languages, row.language, seconds)
-        names = (self._speaker,) if self._speaker else SPEAKER_COLUMNS
-        if speaker := next((row.extras[name] for name in names if row.extras.get(name)), ""):
+        if speaker := row.extras.get(self._speaker, "") if self._speaker else speaker_of(row):
             _add(self._speakers, speaker, seconds)
         words = comparable(row.text).split()
         if row.language in WITHOUT_SPACES:

@@ -76,11 +76,21 @@ def is_used(spec: JobSpec) -> bool:
 
 
 def why_not(spec: JobSpec) -> str:
-    """Why encoder outputs of training clips are not kept where the spec asks for it; empty: there is no why."""
-    if spec.engine.keep_encoder in ("auto", "off") or (is_used(spec) and not spec.augment.varies_audio):
+    """Why encoder outputs of training clips are not kept where the spec asks for it, or where packing alone keeps them
+    from being; empty: there is no why."""
+    packed = is_used(spec) and spec.data.packing and not spec.augment.varies_audio
+    if not packed and (spec.engine.keep_encoder in ("auto", "off") or _of_training(spec)):
         return ""
-    why = "augment varies the clips" if is_used(spec) else "training.freeze_encoder is false"
+    if packed:
+        why = "data.packing joins them anew in each epoch"
+    else:
+        why = "augment varies the clips" if is_used(spec) else "training.freeze_encoder is false"
     return f"engine.keep_encoder: no encoder outputs of training clips are kept: {why}"
+
+
+def _of_training(spec: JobSpec) -> bool:
+    """Whether a training clip's window is the same in every epoch, in a run for which outputs are kept."""
+    return is_used(spec) and not spec.augment.varies_audio and not spec.data.packing
 
 
 class KeptOutputs:
@@ -99,7 +109,7 @@ class KeptOutputs:
         """Of the validation set, for models whose encoder is the base's."""
         self.train: SplitOutputs | None = None
         """Of the training set; None: the encoder is to run."""
-        if not spec.augment.varies_audio:
+        if _of_training(spec):
             self.train = outputs.of("train", keep=shared or spec.training.epochs > 1)
 
     def report(self) -> str:

@@ -9,7 +9,7 @@ import gc
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +39,7 @@ from jobs.fast.kept_audio import KeptAudio
 from jobs.init_data import InitClips
 from jobs.inits import INITIAL, begin, initial_sha256, without_adapter
 from jobs.model import Whisper, load_whisper
+from jobs.packing import make_packing
 from jobs.progress import transfer_events
 from jobs.score import summarise
 from jobs.train.checkpoint import Progress, adapter_state, read_checkpoint, write_checkpoint
@@ -196,6 +197,7 @@ class Trainer:
 
     def _prepare_training(self) -> None:
         seed_everything(self.settings.seed)  # the same adapters whether or not the base was scored just now
+        self.schedule = replace(self.schedule, packing=make_packing(self.spec, self.train_set, self.whisper))
         total = sum(parameter.numel() for parameter in self.whisper.model.parameters())
         augmenter = Augmenter(self.spec.augment, self.settings.seed)
         self.loader = self._loader(self.train_set, augmenter, self.kept.train if self.kept else None)
@@ -241,6 +243,7 @@ class Trainer:
             augmenter=augmenter,
             timestamps=self.spec.data.timestamps,
             outputs=outputs,
+            gap_s=self.spec.data.packing_gap_s,
         )
 
     def _resume(self) -> None:

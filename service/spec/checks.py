@@ -157,6 +157,20 @@ def _dataset(spec: JobSpec) -> Findings:
             yield advice(f"data.{name}", "has no effect without data.dataset", value)
 
 
+def _packing(spec: JobSpec) -> Findings:
+    data = spec.data
+    if data.packing and spec.training.per_dev_batch == 1:
+        text = (
+            "joins nothing: training.per_dev_batch, which counts utterances, is 1, and no window goes beyond a forward "
+            "pass; raise it, and lower training.grad_accum in turn, or switch data.packing off"
+        )
+        yield Finding(("data.packing", "training.per_dev_batch"), text, data.packing)
+    for name in ("packing_single", "packing_gap_s"):
+        value = getattr(data, name)
+        if not data.packing and value != type(data).model_fields[name].default:
+            yield advice(f"data.{name}", "has no effect without data.packing", value)
+
+
 def _guard(spec: JobSpec) -> Findings:
     guard = spec.guard
     if not trains(spec) and guard.csv is not None:
@@ -301,6 +315,7 @@ _OF_TRAINING = (
     init_findings,
     _resources,
     _dataset,
+    _packing,
     _guard,
     _trackers,
     export_findings,

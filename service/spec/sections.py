@@ -58,7 +58,24 @@ class DataConfig(Spec):
 
     timestamps: Float = Field(default=0.5, ge=0, le=1)
     """Share of the rows with segments that are trained with timestamp tokens, drawn anew in each epoch. Rows without
-    segments are always trained without."""
+    segments are trained without, unless they share a window (`packing`): then this is the share of such windows, in
+    which each utterance's begin and end are known."""
+
+    packing: bool = False
+    """Join training utterances of one language, and of one speaker where the manifest names them (a column `speaker`,
+    `speaker_id`, `client_id`, `spk` or `group`), in windows of 30 s, drawn anew in each epoch: one pass of the encoder
+    hears several, and the model learns transcripts as long as a window. Each utterance is in one window per epoch.
+    `per_dev_batch` goes on counting utterances, so that steps, schedule and epochs stay as they are; as a window never
+    goes beyond a forward pass, `per_dev_batch` should be several times as many as a window holds, with `grad_accum`
+    lowered in turn. `augment` varies each utterance by itself and masks the window. Rows of `no_speech` stay alone, and
+    what is scored is never joined. Encoder outputs of training clips are not kept (`engine.keep_encoder`)."""
+
+    packing_single: Float = Field(default=0.05, ge=0, lt=1)
+    """With `packing`: share of the utterances that stay alone in a window, drawn anew in each epoch, so that short
+    clips are still learned. Of clips of 5 s, six to a window, 0.05 of the utterances are 0.23 of the windows."""
+
+    packing_gap_s: Float = Field(default=0.2, ge=0, le=5)
+    """With `packing`: silence between two utterances of a window, in seconds."""
 
     keep_audio_gb: Float | None = Field(default=None, ge=0, examples=[20])
     """Most that decoded clips may take of each worker's main memory, in GB. A clip that is heard again, in a later

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,6 +15,7 @@ from jobs.batches import Batch, Loader
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin
 from jobs.fast.many import ManyAdapters, Work
 from jobs.model import Whisper, load_whisper
+from jobs.packing import Entry
 from jobs.search.runner import Event, TrialRun, stream
 from jobs.search.shared.lockstep import Lockstep
 from jobs.search.shared.trainer import SharedTrainer
@@ -126,15 +127,15 @@ class Batches:
     def shared(self, make: Callable[..., Batch], seed: int) -> Callable[..., Batch]:
         """A `Loader.make` that makes no batch twice; the seed is that by which clips are varied."""
 
-        def once(rows: list[int], epoch: int | None = None) -> Batch:
-            key, future = (seed, epoch, tuple(rows)), Future[Batch]()
+        def once(entries: Sequence[Entry], epoch: int | None = None) -> Batch:
+            key, future = (seed, epoch, tuple(entries)), Future[Batch]()
             with self._lock:
                 found = self._made.setdefault(key, future)
                 while len(self._made) > _KEPT_BATCHES:
                     self._made.popitem(last=False)
             if found is future:
                 try:
-                    future.set_result(make(rows, epoch))
+                    future.set_result(make(entries, epoch))
                 except BaseException as error:  # noqa: BLE001  # of whoever waits for it
                     with self._lock:
                         self._made.pop(key, None)
