@@ -72,7 +72,20 @@ def write_clips(folder: Path, count: int, seconds: float, seed: int = 3) -> list
     make_speech(spoken, clips=60, seed=seed)
     build(spoken, folder / "manifest", val_ratio=0.1)
     rows = [row for row in read_rows(str(folder / "manifest/train.csv"), "en") if row.language == "en"]
-    parts = cycle([(read_audio(row.path), row.text) for row in rows])
+    return join_clips(folder, [(Path(row.path), row.text, row.language) for row in rows], count, seconds)
+
+
+def join_clips(folder: Path, clips: list[Clip], count: int, seconds: float) -> list[Clip]:
+    """Write recordings that are joined from clips, in turn and again from the first one on.
+
+    Args:
+        folder: made where missing.
+        clips: of one language.
+        count: of recordings.
+        seconds: a recording is as long as clips fill, and at most so long; it has one clip at least.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = cycle([(read_audio(str(path)), text) for path, text, _ in clips])
     gap, found = np.zeros(round(GAP_S * SAMPLE_RATE_HZ), np.float32), []
     samples, text = next(parts)
     for number in range(count):
@@ -85,5 +98,5 @@ def write_clips(folder: Path, count: int, seconds: float, seed: int = 3) -> list
             said.append(text)
         path = folder / f"{number:04}.flac"
         soundfile.write(path, np.concatenate(joined), SAMPLE_RATE_HZ)
-        found.append((path, " ".join(said), "en"))
+        found.append((path, " ".join(said), clips[0][2]))
     return found
