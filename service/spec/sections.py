@@ -72,7 +72,7 @@ class DataConfig(Spec):
 
     packing_single: Float = Field(default=0.05, ge=0, lt=1)
     """With `packing`: share of the utterances that stay alone in a window, drawn anew in each epoch, so that short
-    clips are still learned. Of clips of 5 s, six to a window, 0.05 of the utterances are 0.23 of the windows."""
+    clips are still learned. Of clips of 5 s, six to a window, 0.05 of the utterances are 0.24 of the windows."""
 
     packing_gap_s: Float = Field(default=0.2, ge=0, le=5)
     """With `packing`: silence between two utterances of a window, in seconds."""

@@ -28,12 +28,14 @@ CASES: dict[str, dict[str, Any]] = {
     "LoRA": {"lora_init": "orthogonal"},
     "DoRA": {"use_dora": True, "grad_accum": 2},
     "embeddings in full": {"modules_to_save": ["embed_tokens"], "freeze_encoder": True},
+    "packed": {"per_dev_batch": 4, "sections": {"data": {"packing": True, "packing_gap_s": 0.1}}},
 }
 
 
 def spec_of(tiny: Path, tones: Path, root: Path, **settings: Any) -> JobSpec:
     sections = {"engine": {"weight_decay": 0.1, "keep_checkpoints": 100}} | settings.pop("sections", {})
-    return job(tiny, tones, root, sections, epochs=2, lora_dropout=0.3, save_steps=2, eval_steps=5, **settings)
+    settings = {"epochs": 2, "lora_dropout": 0.3, "save_steps": 2, "eval_steps": 5} | settings
+    return job(tiny, tones, root, sections, **settings)
 
 
 def stop_after(spec: JobSpec, step: int, root: Path) -> TrainTask:

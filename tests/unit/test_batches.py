@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import WhisperFeatureExtractor
 from jobs.audio import read_audio
 from jobs.batches import Batch, Loader, Schedule, label_tokens, log_mel, seed_everything
 from jobs.model import load_processor, load_prompter
+from jobs.packing import Entry
 from service.errors import ManifestError
 
 SCHEDULES = st.builds(
@@ -129,9 +131,9 @@ def test_no_more_is_read_than_asked_to_be_made_ahead(data: Data) -> None:
     class Counted(Loader):
         made = 0
 
-        def make(self, rows: list[int], epoch: int | None = None) -> Batch:
+        def make(self, entries: Sequence[Entry], epoch: int | None = None) -> Batch:
             Counted.made += 1
-            return super().make(rows, epoch)
+            return super().make(entries, epoch)
 
     schedule = Schedule(rows=len(data.rows), per_dev_batch=1, grad_accum=1, workers=1, seed=0)
     loader = Counted(data.rows, data.extractor, data.prompter, threads=2, prefetch=3)
