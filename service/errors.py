@@ -69,7 +69,10 @@ class Fault:
 
 def _short(value: Any, limit: int = 80) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    if len(text) <= limit:
+        return text
+    # Of a path, the end says which file it is.
+    return "..." + text[3 - limit :] if "/" in text[-limit // 2 :] else text[: limit - 3] + "..."
 
 
 class WhisperJobsError(Exception):

@@ -11,8 +11,9 @@ import pytest
 import torch
 from checkpoints import FORMS, Form, write_checkpoint_of
 from engine import Call, Run, batch_of, job, logits_of, read_lines, watched, write_csv
+from torch import nn
 from transformers import GenerationConfig, WhisperForConditionalGeneration
-from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from jobs.adapter import load_adapter
 from jobs.model import load_processor
@@ -25,7 +26,7 @@ ORIGINALS = {"english-only": "tiny.en", "multilingual": "tiny", "large-v3": "lar
 
 @dataclass
 class Watched:
-    """A run, and what its encoder and its decoder were given."""
+    """A run, and what its encoder and its decoder's token embedding were given."""
 
     form: Form
     run: Run
@@ -36,16 +37,20 @@ class Watched:
         """The control tokens that the decoder was given before a text, in training or in generation."""
         controls = {self.form.id(token): token for token in self.form.controls[1:]}
         found = set()
-        for call in self.read:
-            if call.training is training:
-                rows = call.given["input_ids"].tolist()
-                # In generation all but the first call is given one token more, of the text.
-                found |= {tuple(controls[t] for t in row if t in controls) for row in rows if len(row) > 1}
+        # In generation all but the first call is given one token more, of the text.
+        for row in self.texts(training=training):
+            if len(row) > 1:
+                found.add(tuple(controls[token] for token in row if token in controls))
         return found
+
+    def texts(self, *, training: bool) -> list[list[int]]:
+        """The tokens that the decoder was given, text by text; the encoder looks up its positions as one dimension."""
+        calls = [call.given["input"] for call in self.read if call.training is training]
+        return [row for tokens in calls if tokens.dim() == 2 for row in tokens.tolist()]
 
 
 def run_watched(form: Form, base: Path, data: Path, root: Path, **training: object) -> Watched:
-    with watched(WhisperEncoder) as heard, watched(WhisperDecoder) as read:
+    with watched(WhisperEncoder) as heard, watched(nn.Embedding) as read:
         run = Run(job(base, data, root, **training))
     return Watched(form, run, heard, read)
 
@@ -149,7 +154,7 @@ class TestLanguage:
         content = json.loads((without.run.root / "merged/generation_config.json").read_text())
         assert (content["language"], content["task"]) == ("es", "transcribe")
         model = WhisperForConditionalGeneration.from_pretrained(without.run.root / "merged").eval()
-        with watched(WhisperDecoder) as calls:
+        with watched(nn.Embedding) as calls:
             model.generate(torch.zeros(1, 80, 200), max_new_tokens=2)
         prompts = Watched(without.form, without.run, [], calls).prompts(training=False)
         assert prompts == {("<|startoftranscript|>", ES, "<|transcribe|>", "<|notimestamps|>")}
@@ -170,7 +175,7 @@ def test_paths_are_taken_from_the_manifests_folder_and_both_manifests_are_kept_a
     base = write_checkpoint_of(FORMS["multilingual"], tmp_path / "base")
     found = run_watched(FORMS["multilingual"], base, tones, tmp_path / "run", epochs=2, **csvs)
     end = FORMS["multilingual"].id("<|endoftext|>")
-    trained = [row[4:] for call in found.read if call.training for row in call.given["input_ids"].tolist()]
+    trained = [row[4:] for row in found.texts(training=True)]
     tokenizer = load_processor(str(base)).tokenizer
     texts = [tokenizer.decode([t for t in row if t != end]).strip() for row in trained]
     assert sorted(texts) == ["one", "one", "two", "two"]
