@@ -5,6 +5,7 @@
 # make test-faults  set up, then kill, stop, starve and fill up jobs at every moment (half an hour)
 # make test-cluster  set up, then take nodes, networks, heads and stores away from jobs on clusters (a quarter of an hour)
 # make image-test  set up, then build the image, look through it, and run a cluster of its containers (a quarter of an hour)
+# make bench   the fast engine beside Seq2SeqTrainer with PEFT: all ratios (a quarter of an hour)
 # make bench-export  memory and time of the merge beside PEFT's, at whisper-medium's size (10 GB of space; minutes)
 # make setup   only the environment
 
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 QUICK := not faults and not jobs and not cluster and not image
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo demo-search demo-data test test-jobs test-faults test-cluster image-test bench-export setup lint docs constraints clean
+.PHONY: demo demo-search demo-data test test-jobs test-faults test-cluster image-test bench bench-export setup lint docs constraints clean
 .DELETE_ON_ERROR:
 
 demo: demo-data
@@ -50,6 +51,9 @@ test-cluster: $(VENV)/.test
 image-test: export TORCH_INDEX := $(TORCH_INDEX)
 image-test: $(VENV)/.image
 	$(BIN)/python -m pytest tests/image
+
+bench: $(VENV)/.test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench.py
 
 # Where the disk is slow: make bench-export WORK=/dev/shm
 bench-export: $(VENV)/.test

@@ -25,6 +25,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from measured import device, machine
 from torch import nn
 from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -149,6 +150,29 @@ def ratios(found: dict[str, float]) -> dict[str, float]:
     return {f"{side}_over_lora": round(found[side] / found["lora"], 3) for side in ("dora", "peft_dora")}
 
 
+def measure(shape: str, repeats: int, rank: int, dropout: float, batch: int) -> dict[str, Any]:
+    """All sides of one shape; see the module."""
+    gpu, place = torch.cuda.is_available(), device()
+    options = argparse.Namespace(rank=rank, dropout=dropout, batch=batch)
+    sides = {side: Side(side, shape, place, options) for side in SIDES}
+    steps = medians({name: side.step for name, side in sides.items()}, repeats, place)
+    heard = medians({name: side.transcribe for name, side in sides.items()}, repeats, place)
+    memory = {name: peak_mib(side, place) for name, side in sides.items()} if gpu else None
+    result = {
+        "shape": shape,
+        "batch": batch,
+        "rank": rank,
+        "dropout": dropout,
+        "modules": len(sides["dora"].fast),
+        "step_ms": steps,
+        "ratios": ratios(steps),
+        "transcribe_ms": heard,
+        "transcribe_ratios": ratios(heard),
+        "peak_mib": memory,
+    }
+    return {key: rounded(value) for key, value in result.items()}
+
+
 def main() -> None:
     """Measure and print."""
     gpu = torch.cuda.is_available()
@@ -162,32 +186,14 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if gpu else "cpu")
     for shape in options.shapes:
-        sides = {side: Side(side, shape, device, options) for side in SIDES}
-        steps = medians({name: side.step for name, side in sides.items()}, options.repeats, device)
-        heard = medians({name: side.transcribe for name, side in sides.items()}, options.repeats, device)
-        memory = {name: peak_mib(side, device) for name, side in sides.items()} if gpu else None
-        result = {
-            "shape": shape,
-            "device": torch.cuda.get_device_name(device) if gpu else f"cpu ({options.threads} threads)",
-            "batch": options.batch,
-            "rank": options.rank,
-            "dropout": options.dropout,
-            "modules": len(sides["dora"].fast),
-            "step_ms": steps,
-            **ratios(steps),
-            "transcribe_ms": heard,
-            "transcribe": ratios(heard),
-            "peak_mib": memory,
-        }
-        print(json.dumps({key: rounded(value) for key, value in result.items()}), flush=True)
-        del sides
+        found = measure(shape, options.repeats, options.rank, options.dropout, options.batch)
+        print(json.dumps(machine() | found), flush=True)
 
 
 def rounded(value: Any) -> Any:
-    """Medians to a hundredth of a millisecond."""
-    return {side: each and round(each, 2) for side, each in value.items()} if isinstance(value, dict) else value
+    """Medians and ratios to a thousandth."""
+    return {side: each and round(each, 3) for side, each in value.items()} if isinstance(value, dict) else value
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def measure(shape: str, clips: int, seconds: float, longest: int) -> dict[str, A
     }
     return {
         "ratios": ratios,
-        "same_text": {"ours": share(heard), "ours_kept": share(kept)},
+        "equality": {"same_text": {"ours": share(heard), "ours_kept": share(kept)}},
         "shape": shape,
         "clips": clips,
         "runs": sides,

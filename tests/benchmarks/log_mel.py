@@ -13,15 +13,35 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from measured import command, device, machine
 from transformers import WhisperFeatureExtractor
 
 from jobs.audio import SAMPLE_RATE_HZ
 from jobs.fast.log_mel import LogMel
 
 Side = Callable[[list[np.ndarray]], torch.Tensor]
+
+
+def measure(mel_bins: int, clips: int, rounds: int) -> dict[str, Any]:
+    """Both sides, of 5 s and of 30 s; see the module."""
+    extractor = WhisperFeatureExtractor(feature_size=mel_bins)
+    theirs, ours = LogMel(extractor, fast=False), LogMel(extractor, device())
+    sides: list[Side] = [lambda samples: theirs(samples).to(device()), ours]
+    found: dict[str, Any] = {"ratios": {}, "equality": {}, "runs": {}, "clips": clips, "mel_bins": mel_bins}
+    for seconds in (5, 30):
+        samples = _clips(clips, seconds)
+        theirs_s, ours_s = _alternate(sides, samples, rounds)
+        found["ratios"][f"log_mel_{seconds}_s"] = round(theirs_s / ours_s, 2)
+        found["equality"][f"{seconds}_s"] = float((theirs(samples).to(device()) - ours(samples)).abs().max())
+        found["runs"][f"{seconds}_s"] = {
+            "transformers_ms_per_clip": round(1000 * theirs_s / clips, 3),
+            "ours_ms_per_clip": round(1000 * ours_s / clips, 3),
+        }
+    return found
 
 
 def main() -> None:
@@ -31,26 +51,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    extractor = WhisperFeatureExtractor(feature_size=options.mel_bins)
-    theirs, ours = LogMel(extractor, fast=False), LogMel(extractor, device)
-    sides: list[Side] = [lambda clips: theirs(clips).to(device), ours]
-    report = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {options.threads} thread(s)",
-        "clips": options.clips,
-        "mel_bins": options.mel_bins,
-    }
-    for seconds in (5, 30):
-        clips = _clips(options.clips, seconds)
-        found = _alternate(sides, clips, options.rounds, device)
-        theirs_ms, ours_ms = (1000 * took / options.clips for took in found)
-        report[f"{seconds}_s"] = {
-            "transformers_ms_per_clip": round(theirs_ms, 3),
-            "ours_ms_per_clip": round(ours_ms, 3),
-            "ratio": round(theirs_ms / ours_ms, 2),
-            "largest_difference": float((theirs(clips).to(device) - ours(clips)).abs().max()),
-        }
-    print(json.dumps(report, indent=2))
+    found = measure(options.mel_bins, options.clips, options.rounds)
+    print(json.dumps({"command": command()} | machine() | found, indent=2))
 
 
 def _clips(count: int, seconds: int) -> list[np.ndarray]:
@@ -59,14 +61,14 @@ def _clips(count: int, seconds: int) -> list[np.ndarray]:
     return [(0.1 * generator.standard_normal(len(swell)) * swell).astype(np.float32) for _ in range(count)]
 
 
-def _alternate(sides: list[Side], clips: list[np.ndarray], rounds: int, device: torch.device) -> list[float]:
+def _alternate(sides: list[Side], clips: list[np.ndarray], rounds: int) -> list[float]:
     """Seconds of each side: the median of rounds in which they take turns, after one that is not counted."""
     took: list[list[float]] = [[] for _ in sides]
     for _ in range(rounds + 1):
         for side, times in zip(sides, took, strict=True):
             began = time.perf_counter()
             side(clips)
-            if device.type == "cuda":
+            if device().type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
     return [statistics.median(times[1:]) for times in took]

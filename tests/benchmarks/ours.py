@@ -23,9 +23,9 @@ HELD_OUT = 2
 
 
 def write_manifest(folder: Path, clips: list[Clip]) -> Path:
-    """train.csv of all clips, and val.csv of the first ones, for the evaluation that ends a training."""
+    """train.csv, and val.csv of the last HELD_OUT clips, for the evaluation that ends a training."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", clips), ("val", clips[:HELD_OUT])):
+    for name, rows in (("train", clips[:-HELD_OUT]), ("val", clips[-HELD_OUT:])):
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("path", "text", "language"), *rows])
     return folder

@@ -19,7 +19,13 @@ import soxr
 import torch
 from measured import peak_memory
 from peft import LoraConfig, get_peft_model
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import (
+    PrinterCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
 
 IGNORE = -100
 RATE_HZ = 16_000
@@ -95,6 +101,7 @@ def train(base: Path, rows: list[tuple[Path, str, str]], recipe: Recipe, *, step
             train_dataset=Clips(processor, rows),
             data_collator=collate,
         )
+        trainer.remove_callback(PrinterCallback)
         loss = float(trainer.train().training_loss)
         seconds = time.perf_counter() - began
     return Ran(seconds, loss, peak[0])
@@ -120,6 +127,7 @@ def score(model: Any, processor: Any, rows: list[tuple[Path, str, str]], *, long
             model=model, args=arguments, eval_dataset=Clips(processor, rows), data_collator=collate,
             compute_metrics=measure, processing_class=processor.feature_extractor,
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         wer = float(trainer.evaluate(language=rows[0][2], task="transcribe")["eval_wer"])
         seconds = time.perf_counter() - began
     return Scored(seconds, wer, peak[0])
