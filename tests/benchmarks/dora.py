@@ -153,11 +153,14 @@ def ratios(found: dict[str, float]) -> dict[str, float]:
 def measure(shape: str, repeats: int, rank: int, dropout: float, batch: int) -> dict[str, Any]:
     """All sides of one shape; see the module."""
     gpu, place = torch.cuda.is_available(), device()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small are nano's products that more would wait for each other
     options = argparse.Namespace(rank=rank, dropout=dropout, batch=batch)
     sides = {side: Side(side, shape, place, options) for side in SIDES}
     steps = medians({name: side.step for name, side in sides.items()}, repeats, place)
     heard = medians({name: side.transcribe for name, side in sides.items()}, repeats, place)
     memory = {name: peak_mib(side, place) for name, side in sides.items()} if gpu else None
+    torch.set_num_threads(threads)
     result = {
         "shape": shape,
         "batch": batch,
@@ -182,10 +185,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     quiet_libraries()
-    torch.set_num_threads(options.threads)
     for shape in options.shapes:
         found = measure(shape, options.repeats, options.rank, options.dropout, options.batch)
         print(json.dumps(machine() | found), flush=True)
