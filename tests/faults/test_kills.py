@@ -17,7 +17,7 @@ from service.artifacts import verify
 from service.spec.job import JobSpec
 from service.storage import Storage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 STEPS = {1: 28, 2: 16, 3: 12}
 """Steps of the job by workers: 13 clips, 2 to a forward pass, 4 epochs; an epoch's last step leaves workers idle."""
@@ -76,8 +76,6 @@ def moments() -> list[Moment]:
 
 
 MOMENTS = moments()
-CHOSEN = (18,)
-"""What the ordinary test run has time for: a worker in a checkpoint."""
 
 
 def spec_of(tiny: Path, tones: Path, root: Path, workers: int, dora: bool) -> JobSpec:
@@ -110,10 +108,7 @@ def undisturbed(tiny: Path, tones: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize(
     "moment",
-    [
-        pytest.param(one, id=str(one), marks=() if at in CHOSEN else pytest.mark.faults)
-        for at, one in enumerate(MOMENTS)
-    ],
+    [pytest.param(one, id=str(one)) for one in MOMENTS],
 )
 def test_a_killed_job_ends_at_the_same_bits(
     moment: Moment, faults: Faults, undisturbed: Any, tiny: Path, tones: Path, tmp_path: Path

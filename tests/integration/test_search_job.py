@@ -304,6 +304,7 @@ def test_failed_trials_are_told_and_too_many_end_the_search_which_goes_on_when_m
     assert verify(found.storage).problems == []
 
 
+@pytest.mark.jobs
 def test_trials_in_workers_chosen_by_tpe_and_ended_by_asha(spec_at: Callable[..., JobSpec], tmp_path: Path) -> None:
     sections = {"resources": {"workers": 1}, "training": {"epochs": 3}}
     space = {"lora_r": [2, 4], "lr": {"loguniform": [1e-5, 1e-2]}, "use_dora": [True, False]}
