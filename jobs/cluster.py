@@ -457,7 +457,8 @@ def as_user_error(error: BaseException) -> WhisperJobsError:
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return OutOfMemoryError(
             f"Ray ended a worker because its node ran out of memory ({first_line(error)}); lower "
-            f"training.per_dev_batch or evaluation.batch_size, or give the workers more memory. {GO_ON}"
+            f"training.per_dev_batch (or set `per_dev_batch: auto`, with training.grad_accum the clips of a step) or "
+            f"evaluation.batch_size, or give the workers more memory. {GO_ON}"
         )
     if isinstance(error, DEATHS):
         return WorkerLostError(f"a process of the job died ({_death(error)}). {GO_ON}")

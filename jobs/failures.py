@@ -37,8 +37,9 @@ def explain(error: BaseException) -> WhisperJobsError:
     text = str(error).lower()
     short = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
-        way_out = "lower training.per_dev_batch (and raise training.grad_accum) or evaluation.batch_size, or set "
-        return OutOfMemoryError(f"{short}; {way_out}engine.gradient_checkpointing. {GO_ON}")
+        way_out = "lower training.per_dev_batch (and raise training.grad_accum; or set `per_dev_batch: auto`, with "
+        way_out += "grad_accum the clips of a step) or evaluation.batch_size, or set engine.gradient_checkpointing"
+        return OutOfMemoryError(f"{short}; {way_out}. {GO_ON}")
     if any(words in text for words in _NO_SPACE) or (isinstance(error, OSError) and error.errno in _NOT_WRITABLE):
         return StorageError(f"results cannot be written ({first_line(error)}); make room or allow it. {GO_ON}")
     if isinstance(error, RuntimeError) and any(words in text for words in _COLLECTIVE):

@@ -94,6 +94,12 @@ class Packing:
             self._plans[key] = self._make(epoch, size)
         return self._plans[key]
 
+    def most_windows(self, size: int, epochs: int) -> int:
+        """How many windows a forward pass of so many rows holds at most, in that many epochs."""
+        starts = np.arange(0, len(self.rows.group_N), size)
+        counts = [np.add.reduceat(self.plan(epoch, size)[1].astype(np.int64), starts).max() for epoch in range(epochs)]
+        return int(max(counts))
+
     def _make(self, epoch: int, size: int) -> Plan:
         count = len(self.rows.group_N)
         order_N = random_order(count, self.seed, epoch)

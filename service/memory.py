@@ -3,37 +3,47 @@
 An estimate: kernels, fragmentation and the CUDA context (about 0.5 GB) are not in it, and a clip is taken to have
 LABEL_TOKENS tokens.
 
-Training = base + adapter + activations:
-    base         4 bytes per parameter (it is held in float32); in mixed precision 2 more for each weight through which
-                 gradients flow, since autograd keeps the cast one
+Training = base + adapter + activations + kept:
+    base         4 bytes per parameter, 2 for the matrices that `engine.base_dtype` holds in mixed precision; there 2
+                 more for each other weight through which gradients flow, since autograd keeps the cast one
     adapter      16 bytes per trainable parameter: weight, gradient, and AdamW's two moments
-    activations  what autograd keeps for the backward pass, per clip, over the layers from the first adapted one on.
-                 With P positions, width d, feed-forward width f, h bytes per value (2 in mixed precision, else 4):
-                     layer norms       4 P d each (their inputs are float32)
-                     attention         h P 4 d (q, k, v, output); keys and values of cross-attention span the audio
-                     GELU              h P f
-                     adapted module    h P (in + r), P in for dropout's mask, and with DoRA h P 2 out
-                 and 4 T V for the loss and h T V for the logits, T tokens over a vocabulary of V. With gradient
-                 checkpointing only each layer's input (4 P d) and one layer in full.
+    activations  what autograd keeps of the clips of a pass (service.activations); with `per_dev_batch: auto`, of one
+    kept         encoder outputs that `engine.keep_encoder_gb` has room for in a GPU's memory. By default they take
+                 half of what training leaves, and so none that it needs
+
+Trials that train together have one base in float32, and each of them its adapter and its activations in the decoder;
+the loss is computed for one after the other.
 
 Evaluation = base + weights with adapters folded in (4 bytes each) + keys and values of the decoder's cache and the
 encoder's working set, for a batch with beams.
+
+Host = what is kept in main memory as `data.keep_audio_gb` and `engine.keep_encoder_gb` say, as far as there are clips
+for it. By default a part of what is free is taken, and given back where it is short: that is not counted.
 
 tests/unit/test_memory.py measures what autograd keeps and holds the estimate to it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from service.activations import Layers
 from service.spec.job import JobSpec
-from service.spec.targets import AdaptedModule, in_encoder
+from service.spec.targets import AdaptedModule, is_saved
+from service.spec.training import PLAIN_INITS
 from service.spec.whisper_dims import WhisperDims
-from service.spec.whisper_modules import modules, total_parameters
+from service.spec.whisper_modules import HEAD, Module, modules, total_parameters
 
 LABEL_TOKENS = 128
 """Tokens of a clip's transcript, taken for the estimate; the most that Whisper knows is 448."""
+
+WINDOW_BYTES = 30 * 16_000 * 4
+"""A decoded clip's, at most."""
+
+Rows = Mapping[str, int | None]
+"""Clips of the splits `train` and `val`; None: not known here."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +53,12 @@ class Training:
     base: int
     adapter: int
     activations: int
+    kept: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.base + self.adapter + self.activations
+        return self.base + self.adapter + self.activations + self.kept
 
 
 @dataclass(frozen=True)
@@ -66,23 +77,47 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Host:
+    """Bytes of main memory that clips are kept in at most, by purpose."""
+
+    audio: int = 0
+    outputs: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.audio + self.outputs
+
+
+@dataclass(frozen=True)
 class Memory:
-    """Estimated bytes per worker; training and evaluation take turns."""
+    """Estimated bytes per worker; training and evaluation take turns.
+
+    Attributes:
+        clips: in a forward pass of the training.
+        trials: that train together; 0: it trains alone.
+    """
 
     training: Training
     evaluation: Evaluation
+    host: Host = Host()
+    clips: int = 1
+    trials: int = 0
 
     @property
     def peak(self) -> int:
-        """The larger of the two."""
-        return max(self.training.total, self.evaluation.total)
+        """The larger of the two; what is kept is there in both."""
+        return max(self.training.total, self.evaluation.total + self.training.kept)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON, marked as what it is."""
         return {
             "estimate": True,
+            "clips_per_pass": self.clips,
+            "trials_together": self.trials,
             "training_bytes": {**asdict(self.training), "total": self.training.total},
             "evaluation_bytes": {**asdict(self.evaluation), "total": self.evaluation.total},
+            "host_bytes": {**asdict(self.host), "total": self.host.total},
             "peak_bytes": self.peak,
         }
 
@@ -99,13 +134,113 @@ def is_folded(spec: JobSpec) -> bool:
     return spec.evaluation.fast_decoding and spec.evaluation.num_beams == 1 and spec.engine.attention == "sdpa"
 
 
-def training_memory(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedModule], trainable: int) -> Training:
-    """The estimate for one worker in training."""
-    half = is_half(spec)
-    layers = _Layers(spec, dims, adapted, half)
-    kept = spec.training.per_dev_batch * (layers.encoder() + layers.decoder() + layers.loss())
-    base = 4 * total_parameters(dims) + (2 * layers.cast_weights() if half else 0)
-    return Training(base=base, adapter=16 * trainable, activations=kept)
+def training_memory(
+    spec: JobSpec,
+    dims: WhisperDims,
+    adapted: list[AdaptedModule],
+    trainable: int,
+    *,
+    clips: int | None = None,
+    tokens: int = LABEL_TOKENS,
+    half: bool | None = None,
+    trials: int = 0,
+    rows: Rows | None = None,
+) -> Training:
+    """The estimate for one worker in training.
+
+    Args:
+        spec: the train job.
+        dims: of its base model.
+        adapted: its adapters.
+        trainable: parameters.
+        clips: in a forward pass; None: as many as the spec says, with `auto` one.
+        tokens: of each clip's label.
+        half: whether in mixed precision; None: as the spec says.
+        trials: that train together, each like this one; 0: it trains alone.
+        rows: the splits' clips, where they are known.
+    """
+    clips = spec.training.pass_sizes[0] if clips is None else clips
+    half = is_half(spec) if half is None else half
+    layers = Layers(spec, dims, adapted, half=half, tokens=tokens, shared=trials > 0)
+    held = _held(spec, dims, adapted) if half and not trials else []
+    base = 4 * total_parameters(dims) - 2 * sum(module.parameters for module in held)
+    if half:
+        base += 2 * (_flowing(layers, dims, modules(dims)) - _flowing(layers, dims, held))
+    count = max(1, trials)
+    return Training(
+        base=base,
+        adapter=16 * trainable * count,
+        activations=clips * (count * (layers.encoder() + layers.decoder()) + layers.loss()),
+        kept=_kept_outputs(spec, dims, rows, half=half)[0],
+    )
+
+
+def _held(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedModule]) -> list[Module]:
+    """The modules that lie in memory in mixed precision; jobs/fast/base_dtype.py casts them."""
+    if spec.engine.base_dtype == "float32" or spec.training.lora_init not in PLAIN_INITS:
+        return []
+    dora = {module.name for module in adapted} if spec.training.use_dora else set()
+    return [
+        module
+        for module in modules(dims)
+        if module.kind in ("linear", "conv1d")
+        and module.name != HEAD  # it is one matrix with the embedding
+        and module.name not in dora
+        and not is_saved(spec.training.modules_to_save, module.name)
+    ]
+
+
+def _flowing(layers: Layers, dims: WhisperDims, among: list[Module] | tuple[Module, ...]) -> int:
+    """Weights of linear layers through which gradients flow."""
+    return sum(
+        module.in_features * module.out_features
+        for module in among
+        if module.kind == "linear" and layers.flows(module.name)
+    )
+
+
+def keeps_outputs(spec: JobSpec) -> bool:
+    """Whether a run takes its encoder outputs from where they are kept, those of the validation set at least."""
+    return spec.training.freeze_encoder and spec.engine.keep_encoder != "off"
+
+
+def keeps_training_outputs(spec: JobSpec) -> bool:
+    """Whether those of the training set too: its clips' windows are the same in every epoch."""
+    return keeps_outputs(spec) and not spec.augment.varies_audio and not spec.data.packing
+
+
+def _kept_outputs(spec: JobSpec, dims: WhisperDims, rows: Rows | None, *, half: bool) -> tuple[int, int]:
+    """Bytes of encoder outputs in a GPU's memory and in main memory, at most, where the spec bounds them."""
+    where, asked = spec.engine.keep_encoder, spec.engine.keep_encoder_gb
+    if asked is None or not keeps_outputs(spec) or where == "disk":
+        return 0, 0
+    each = dims.max_source_positions * dims.d_model * (2 if half else 4)
+    wanted = each * _clips(rows, ["val", "train"] if keeps_training_outputs(spec) else ["val"])
+    limit, on_gpu = round(asked * 1e9), spec.resources.gpus_per_worker != 0
+    first = min(limit, wanted)
+    if not on_gpu or where == "host":
+        return 0, first
+    return first, min(limit, wanted - first) if where == "auto" else 0
+
+
+def host_memory(spec: JobSpec, dims: WhisperDims, *, half: bool | None = None, rows: Rows | None = None) -> Host:
+    """What one worker of a training keeps of clips in main memory, at most, where the spec bounds it.
+
+    Args:
+        spec: the train job.
+        dims: of its base model.
+        half: whether in mixed precision; None: as the spec says.
+        rows: the splits' clips, where they are known.
+    """
+    again = ["val"] if spec.training.epochs == 1 or keeps_training_outputs(spec) else ["val", "train"]
+    audio = min(round((spec.data.keep_audio_gb or 0) * 1e9), WINDOW_BYTES * _clips(rows, again))
+    return Host(audio, _kept_outputs(spec, dims, rows, half=is_half(spec) if half is None else half)[1])
+
+
+def _clips(rows: Rows | None, splits: list[str]) -> int:
+    """Clips of some splits; where one's are not known, more than any has."""
+    found = [None if rows is None else rows.get(split) for split in splits]
+    return sum(10**12 if count is None else count for count in found)
 
 
 def evaluation_memory(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedModule]) -> Evaluation:
@@ -122,83 +257,3 @@ def evaluation_memory(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedMod
         cache=settings.batch_size * settings.num_beams * per_clip,
         encoder=settings.batch_size * max(working, mel),
     )
-
-
-class _Layers:
-    """Bytes that autograd keeps of one clip."""
-
-    def __init__(self, spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedModule], half: bool) -> None:
-        self.dims, self.training = dims, spec.training
-        self.value = 2 if half else 4
-        self.recompute = spec.engine.gradient_checkpointing
-        self.by_layer: dict[str, list[AdaptedModule]] = {}
-        for module in adapted:
-            self.by_layer.setdefault(_layer_of(module.name), []).append(module)
-        # Gradients flow from the first adapted module on; a convolution stands before all layers.
-        encoder = [name for name in self.by_layer if in_encoder(name)]
-        decoder = [name for name in self.by_layer if not in_encoder(name)]
-        self.first_encoder = min(map(_index, encoder), default=dims.encoder_layers)
-        self.first_decoder = 0 if encoder else min(map(_index, decoder), default=dims.decoder_layers)
-        self.audio, self.text = dims.max_source_positions, LABEL_TOKENS
-
-    def encoder(self) -> int:
-        """Bytes of the encoder's layers."""
-        width = self.dims.d_model
-        own = self.audio * (2 * 4 * width + self.value * (4 * width + self.dims.encoder_ffn_dim))
-        layers = [
-            own + self._adapters(f"model.encoder.layers.{index}")
-            for index in range(self.first_encoder, self.dims.encoder_layers)
-        ]
-        return self._kept(layers, self.audio)
-
-    def decoder(self) -> int:
-        """Bytes of the decoder's layers."""
-        width = self.dims.d_model
-        own = self.text * (3 * 4 * width + self.value * (6 * width + self.dims.decoder_ffn_dim))
-        own += self.audio * self.value * 2 * width
-        layers = [
-            own + self._adapters(f"model.decoder.layers.{index}")
-            for index in range(self.first_decoder, self.dims.decoder_layers)
-        ]
-        return self._kept(layers, self.text)
-
-    def loss(self) -> int:
-        """Bytes of logits and log-probabilities."""
-        return self.text * self.dims.vocab_size * (4 + self.value)
-
-    def cast_weights(self) -> int:
-        """Weights of linear layers through which gradients flow."""
-        return sum(
-            module.in_features * module.out_features
-            for module in modules(self.dims)
-            if module.kind == "linear" and self._flows(module.name)
-        )
-
-    def _flows(self, name: str) -> bool:
-        if in_encoder(name):
-            return _index(_layer_of(name)) >= self.first_encoder
-        return ".layers." not in name or _index(_layer_of(name)) >= self.first_decoder
-
-    def _kept(self, layers: list[int], positions: int) -> int:
-        if not self.recompute or not layers:
-            return sum(layers)
-        return len(layers) * positions * 4 * self.dims.d_model + max(layers)
-
-    def _adapters(self, layer: str) -> int:
-        return sum(self._adapter(module) for module in self.by_layer.get(layer, ()))
-
-    def _adapter(self, module: AdaptedModule) -> int:
-        over_audio = in_encoder(module.name) or module.name.endswith(("encoder_attn.k_proj", "encoder_attn.v_proj"))
-        values = module.in_features + module.rank + (2 * module.out_features if self.training.use_dora else 0)
-        mask = module.in_features if self.training.lora_dropout else 0
-        return (self.audio if over_audio else self.text) * (self.value * values + mask)
-
-
-def _layer_of(name: str) -> str:
-    return ".".join(name.split(".")[:4]) if ".layers." in name else name
-
-
-def _index(layer: str) -> int:
-    """The layer's number; what stands before the layers counts as before the first."""
-    last = layer.rsplit(".", 1)[-1]
-    return int(last) if last.isdigit() else 0

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service.memory import Memory, evaluation_memory, training_memory
+from service.memory import Memory, evaluation_memory, host_memory, training_memory
 from service.spec.check_space import telling_points
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
+from service.spec.shared import is_shared, trials_together
 from service.spec.space import job_at, planned_trials, space_of, walk
 from service.spec.targets import PARTS, AdaptedModule, adapted_modules, in_encoder, saved_modules
-from service.spec.training import CHANGES_BASE, init_family
+from service.spec.training import AUTO, CHANGES_BASE, init_family
 from service.spec.whisper_dims import WhisperDims, known_dims
 from service.spec.whisper_modules import EMBEDDING, HEAD, modules, total_parameters
 
@@ -130,11 +131,12 @@ def make_plan(spec: JobSpec) -> Plan:
     if spec.guard.csv:
         rows["guard"] = count_rows(spec.guard.csv)
     dims, search = known_dims(spec.training.base_model), None
+    together = trials_together(spec) if spec.kind == "search" and is_shared(spec) else 0
     if spec.kind == "search":
-        largest = _largest(spec, rows["train"], dims)
+        largest = largest_job(spec, rows["train"], dims)
         search, spec = _plan_search(spec, largest, dims), largest
     schedule = make_schedule(spec, rows["train"]) if rows["train"] else None
-    notes = _unknown_rows(rows) + _notes(spec, rows["train"], schedule)
+    notes = _unknown_rows(rows) + _notes(spec, rows["train"], schedule) + _pass_notes(spec)
     if search and dims:
         notes.append("parameters and memory are those of the largest point of the space that was looked at")
     if dims is None:
@@ -144,8 +146,11 @@ def make_plan(spec: JobSpec) -> Plan:
     adapter = describe_adapter(spec, dims, adapted)
     notes += _init_notes(spec, adapter)
     memory = Memory(
-        training=training_memory(spec, dims, adapted, adapter.trainable_parameters),
+        training=training_memory(spec, dims, adapted, adapter.trainable_parameters, trials=together, rows=rows),
         evaluation=evaluation_memory(spec, dims, adapted),
+        host=host_memory(spec, dims, rows=rows),
+        clips=spec.training.pass_sizes[0],
+        trials=together,
     )
     return Plan(kind, job_id, root, rows, schedule, adapter, memory, search, notes)
 
@@ -177,7 +182,7 @@ def trained_parameters(spec: JobSpec, dims: WhisperDims) -> int:
     return describe_adapter(spec, dims, adapted_modules(spec.training, modules(dims))).trainable_parameters
 
 
-def _largest(spec: JobSpec, rows: int | None, dims: WhisperDims | None) -> JobSpec:
+def largest_job(spec: JobSpec, rows: int | None, dims: WhisperDims | None) -> JobSpec:
     """The train job at the point of a space with most trainable parameters, of those that are looked at."""
     kinds = {repr({k: v for k, v in point.items() if k in SIZING}): point for point in telling_points(spec)}
     jobs = [job_at(spec, point) for point in itertools.islice(kinds.values(), _MOST_SIZED)]
@@ -201,7 +206,7 @@ def count_rows(path: str | None) -> int | None:
 def make_schedule(spec: JobSpec, rows: int) -> Schedule:
     """Steps, evaluations and checkpoints of a training on that many rows."""
     training = spec.training
-    batch = training.per_dev_batch * training.grad_accum * max(1, spec.resources.workers)
+    batch = training.clips_per_step * max(1, spec.resources.workers)
     per_epoch = math.ceil(rows / batch)
     total = per_epoch * training.epochs
     evaluated = total // training.eval_steps + (total % training.eval_steps != 0)
@@ -245,6 +250,23 @@ def _saved(spec: JobSpec, dims: WhisperDims) -> dict[str, int]:
     # The output head is the embedding's own matrix, and stays tied to it.
     outer = [name for name in outer if name != HEAD or EMBEDDING not in outer]
     return {name: by_name[name].parameters for name in outer}
+
+
+def _pass_notes(spec: JobSpec) -> list[str]:
+    """What `per_dev_batch: auto` will do."""
+    training = spec.training
+    if training.per_dev_batch != AUTO:
+        return []
+    if training.grad_accum == 1:
+        return [
+            "training.per_dev_batch is auto and training.grad_accum, the clips of a worker's step, is 1: there is "
+            "nothing to choose; raise grad_accum, or give a number"
+        ]
+    sizes = ", ".join(map(str, training.pass_sizes))
+    return [
+        f"training.per_dev_batch is auto: a forward pass holds the most clips of {sizes} that fit; the memory is that "
+        "of passes of one"
+    ]
 
 
 def _init_notes(spec: JobSpec, adapter: Adapter) -> list[str]:

@@ -14,7 +14,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from jobs.train.loop import TrainTask, train
+from jobs.train.pass_size import Choice, settle
 from jobs.train.session import LocalSession
+from service.spec.job import JobSpec
+from service.storage import Storage
 
 
 class GlooSession(LocalSession):
@@ -60,4 +63,28 @@ def _worker(rank: int, tasks: list[TrainTask], workers: int, port: int) -> None:
             report["error"], report["traceback"] = f"{type(error).__name__}: {error}", traceback.format_exc()
         report |= {"events": session.events, "random": float(torch.rand(()))}
         _report(task, rank).write_bytes(pickle.dumps(report))
+    dist.destroy_process_group()
+
+
+def settle_in_processes(spec: JobSpec, root: Path, sizes: list[int]) -> list[Any]:
+    """What each of as many workers takes as the run's passes, where these are their own choices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_settle, args=(spec.to_json(), root, sizes, port), nprocs=len(sizes))
+    return [pickle.loads((root / f"settled-{rank}.pickle").read_bytes()) for rank in range(len(sizes))]
+
+
+def _settle(rank: int, spec: str, root: Path, sizes: list[int], port: int) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(len(sizes))}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo")
+    made, size = JobSpec.model_validate_json(spec), sizes[rank]
+
+    def choose(sharers: int) -> Choice:
+        assert sharers == len(sizes), "all are on this node"
+        return Choice(size, made.training.clips_per_step // size, "a test", 100 * size)
+
+    found = settle(Storage(str(root)), made, rank, choose)
+    (root / f"settled-{rank}.pickle").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()

@@ -85,6 +85,17 @@ class EncoderOutputs:
             if isinstance(place, DeviceMemory):
                 place.settle()
 
+    def leave(self, needed: int) -> None:
+        """Say how many bytes of the device's memory training may come to need."""
+        for place in self.places:
+            if isinstance(place, DeviceMemory):
+                place.needed = max(place.needed, needed)
+
+    @property
+    def device_bytes(self) -> int:
+        """What they have taken of the device's memory."""
+        return sum(place.taken for place in self.places if isinstance(place, DeviceMemory))
+
     def rows(self) -> dict[str, int]:
         """How many rows of each split are kept."""
         return dict(Counter(split for split, _ in list(self._index)))

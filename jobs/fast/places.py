@@ -61,6 +61,9 @@ class Memory:
         limit: bytes that it may take; may be raised later.
         spare: bytes that it may take now beside that.
         pinned: main memory that a GPU copies from by itself.
+
+    Attributes:
+        taken: bytes that it has taken.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class Memory:
         self.name, self.limit, self.rows, self.trouble = name, limit, 0, ""
         self._device, self._spare, self._pinned = device, spare, pinned
         self._slots: list[Tensor] = []
-        self._taken = 0
+        self.taken = 0
 
     def put(self, row: Tensor) -> int | None:
         """See Place."""
@@ -92,7 +95,7 @@ class Memory:
     def _grow(self, like: Tensor) -> bool:
         if self.trouble:
             return False
-        size, left = _bytes_of(like), self.limit - self._taken
+        size, left = _bytes_of(like), self.limit - self.taken
         if left >= size and self._spare is not None:
             left = min(left, self._spare())
         count = min(SLAB_ROWS, max(1, SLAB_BYTES // size), left // size)
@@ -103,7 +106,7 @@ class Memory:
         except RuntimeError as error:  # there is less than there seemed to be
             self.trouble = str(error).split("\n", 1)[0]
             return False
-        self._taken += count * size
+        self.taken += count * size
         self._slots += slab.unbind()
         return True
 
@@ -114,11 +117,14 @@ class DeviceMemory(Memory):
     Args:
         device: the GPU.
         limit: bytes that it may take; None: half of what training leaves.
+
+    Attributes:
+        needed: bytes that training is known to come to, where it has not shown it yet.
     """
 
     def __init__(self, device: torch.device, limit: int | None) -> None:
         super().__init__("in the GPU's memory", device, limit or 0)
-        self._automatic = limit is None
+        self._automatic, self.needed = limit is None, 0
 
     def settle(self) -> None:
         """Take half of what has never been in use."""
@@ -127,7 +133,8 @@ class DeviceMemory(Memory):
         self._automatic = False
         free, _ = torch.cuda.mem_get_info(self._device)
         ours = torch.cuda.memory_reserved(self._device)
-        self.limit = max(0, free + ours - torch.cuda.max_memory_allocated(self._device)) // 2
+        peak = max(self.needed, torch.cuda.max_memory_allocated(self._device))
+        self.limit = max(0, free + ours - peak) // 2
 
 
 class Disk:

@@ -61,7 +61,7 @@ class TrialPlan:
 def steps_of(job: JobSpec, rows: int) -> int:
     """Optimizer steps of a train job's whole schedule."""
     training = job.training
-    batch = training.per_dev_batch * training.grad_accum * max(1, job.resources.workers)
+    batch = training.clips_per_step * max(1, job.resources.workers)
     return math.ceil(rows / batch) * training.epochs
 
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
 from jobs.fast.places import DeviceMemory, Disk, Memory, Place, is_in_memory, share_of_memory
+from service.memory import keeps_outputs, keeps_training_outputs
 from service.spec.job import JobSpec
 from service.storage import sha256_of
 from service.storage.cache import cache_folder
@@ -72,25 +73,20 @@ def _places(spec: JobSpec, device: torch.device) -> list[Place]:
 
 def is_used(spec: JobSpec) -> bool:
     """Whether a run takes its encoder outputs from where they are kept, those of the validation set at least."""
-    return spec.training.freeze_encoder and spec.engine.keep_encoder != "off"
+    return keeps_outputs(spec)
 
 
 def why_not(spec: JobSpec) -> str:
     """Why encoder outputs of training clips are not kept where the spec asks for it, or where packing alone keeps them
     from being; empty: there is no why."""
     packed = is_used(spec) and spec.data.packing and not spec.augment.varies_audio
-    if not packed and (spec.engine.keep_encoder in ("auto", "off") or _of_training(spec)):
+    if not packed and (spec.engine.keep_encoder in ("auto", "off") or keeps_training_outputs(spec)):
         return ""
     if packed:
         why = "data.packing joins them anew in each epoch"
     else:
         why = "augment varies the clips" if is_used(spec) else "training.freeze_encoder is false"
     return f"engine.keep_encoder: no encoder outputs of training clips are kept: {why}"
-
-
-def _of_training(spec: JobSpec) -> bool:
-    """Whether a training clip's window is the same in every epoch, in a run for which outputs are kept."""
-    return is_used(spec) and not spec.augment.varies_audio and not spec.data.packing
 
 
 class KeptOutputs:
@@ -109,7 +105,7 @@ class KeptOutputs:
         """Of the validation set, for models whose encoder is the base's."""
         self.train: SplitOutputs | None = None
         """Of the training set; None: the encoder is to run."""
-        if _of_training(spec):
+        if keeps_training_outputs(spec):
             self.train = outputs.of("train", keep=shared or spec.training.epochs > 1)
 
     def report(self) -> str:

@@ -45,6 +45,8 @@ from jobs.score import summarise
 from jobs.train.checkpoint import Progress, adapter_state, read_checkpoint, write_checkpoint
 from jobs.train.heard import Clips, make_audio
 from jobs.train.kept import KeptOutputs, is_used, make_outputs, origin_of, why_not
+from jobs.train.pass_size import Choice, Passes, estimated, longest_label, settle, windows_of
+from jobs.train.probe import probed
 from jobs.train.ranks import VirtualRanks
 from jobs.train.runtime import Runtime, make_runtime
 from jobs.train.session import Session
@@ -54,6 +56,8 @@ from jobs.train.validation import validation_loss
 from service.artifacts import ADAPTER, BASE_LINES, TUNED_LINES
 from service.errors import DivergedError, JobFailedError, StoppedError
 from service.spec.job import JobSpec
+from service.spec.training import AUTO
+from service.spec.whisper_dims import WhisperDims
 from service.storage import Storage
 
 
@@ -106,7 +110,7 @@ class Trainer:
         self.ranks: Any = VirtualRanks(task.spec.resources.workers, session.rank, session.workers)
         self.schedule = Schedule(
             rows=len(self.train_set),
-            per_dev_batch=self.settings.per_dev_batch,
+            per_dev_batch=self.settings.pass_sizes[0],  # with `auto` until it is chosen: a step has as many clips
             grad_accum=self.settings.grad_accum,
             workers=self.ranks.total,
             seed=self.settings.seed,
@@ -142,6 +146,8 @@ class Trainer:
             "training": {
                 "steps": self.steps,
                 "effective_batch": self.schedule.effective_batch,
+                "per_dev_batch": self.schedule.per_dev_batch,
+                "grad_accum": self.schedule.grad_accum,
                 "best_step": self.progress.best_step,
                 "history": self.progress.history,
                 "clips_per_s": self.whole.clips_per_s,
@@ -208,6 +214,7 @@ class Trainer:
         self.before = snapshot(self.model)
         self._cast_base()
         self.parameters = [parameter for _, parameter in trainable_parameters(self.model)]
+        self._cut_steps()
         optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay)
         warmup = self.settings.warmup_steps(self.steps)
         self.scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.steps)
@@ -228,6 +235,37 @@ class Trainer:
                 "precision": self.runtime.precision,
                 "device": self.runtime.device_name,
             }
+        )
+
+    def _cut_steps(self) -> None:
+        """With `training.per_dev_batch: auto`, make each step in the largest passes that fit."""
+        if self.settings.per_dev_batch != AUTO:
+            return
+        choice, kept = settle(self.storage, self.spec, self.session.rank, self._choose_passes)
+        self.schedule = replace(self.schedule, per_dev_batch=choice.per_dev_batch, grad_accum=choice.grad_accum)
+        if self.kept is not None:
+            self.kept.outputs.leave(choice.peak_bytes)
+        self._notice(choice.text(kept=kept, workers=self.ranks.total))
+
+    def _choose_passes(self, sharers: int) -> Choice:
+        """This worker's choice, of the number of workers that share its node's main memory."""
+        passes, device = self._passes(), self.runtime.device
+        if device.type != "cuda":
+            return estimated(passes, device, sharers)
+        kept_bytes = self.kept.outputs.device_bytes if self.kept else 0
+        frames = int(self.whisper.processor.feature_extractor.nb_max_frames)
+        return probed(passes, self.model, self.parameters, self.runtime, frames=frames, kept_bytes=kept_bytes)
+
+    def _passes(self) -> Passes:
+        packing = self.schedule.packing
+        return Passes(
+            spec=self.spec,
+            dims=WhisperDims.from_config(self.whisper.model.config.to_dict()),
+            trainable=sum(parameter.numel() for parameter in self.parameters),
+            half=self.runtime.precision != "no",
+            tokens=longest_label(self.train_set["tokens"], self.whisper.prompter().max_tokens, packing),
+            windows=windows_of(packing, self.settings.epochs),
+            rows={"train": len(self.train_set), "val": len(self.val_set)},
         )
 
     def _cast_base(self) -> None:
@@ -261,7 +299,8 @@ class Trainer:
         self.progress.initial = initial
 
     def _init_clips(self) -> InitClips:
-        rows = self.schedule.order(0)[: self.spec.engine.init_clips].tolist()
+        # By themselves: which of them share a window hangs on the passes, which may not be chosen yet.
+        rows = replace(self.schedule, packing=None).order(0)[: self.spec.engine.init_clips].tolist()
         return InitClips(rows, self._loader(self.train_set).make, self.runtime.device, self.settings.freeze_encoder)
 
     def _parts(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from service.spec.job import JobSpec
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from service.memory import Memory
     from service.plan import Plan
     from service.pull import Artifact
     from service.storage import Progress
@@ -107,19 +108,30 @@ def _facts(plan: Plan) -> Table:
             ("evaluations", f"{schedule.evaluations:,}, and the base model before"),
             ("checkpoints", f"{schedule.checkpoints:,}"),
         ]
-    if memory := plan.memory:
-        training, evaluation = memory.training, memory.evaluation
-        facts += [
-            (
-                "memory (estimate)",
-                f"{_gigabytes(training.total)} in training (base {_gigabytes(training.base)}, adapter and optimizer "
-                f"{_gigabytes(training.adapter)}, activations {_gigabytes(training.activations)})",
-            ),
-            ("", f"{_gigabytes(evaluation.total)} in evaluation, per worker"),
-        ]
+    if plan.memory:
+        facts += _memory_facts(plan.memory)
     for name, value in facts:
         table.add_row(name, value)
     return table
+
+
+def _memory_facts(memory: Memory) -> list[tuple[str, str]]:
+    training, evaluation, host = memory.training, memory.evaluation, memory.host
+    together = f" of {memory.trials} trials together" if memory.trials else ""
+    clips = f"{memory.clips} clip{'s' * (memory.clips > 1)}"
+    parts = [f"base {_gigabytes(training.base)}", f"adapter and optimizer {_gigabytes(training.adapter)}"]
+    parts.append(f"activations of {clips} {_gigabytes(training.activations)}")
+    if training.kept:
+        parts.append(f"kept encoder outputs {_gigabytes(training.kept)}")
+    facts = [
+        ("memory (estimate)", f"{_gigabytes(training.total)} in training{together} ({', '.join(parts)})"),
+        ("", f"{_gigabytes(evaluation.total)} in evaluation, per worker"),
+    ]
+    kept = {"decoded clips": host.audio, "encoder outputs": host.outputs}
+    if host.total:
+        found = ", ".join(f"{name} {_gigabytes(size)}" for name, size in kept.items() if size)
+        facts.append(("", f"{_gigabytes(host.total)} of main memory, at most, for what is kept ({found}), per worker"))
+    return facts
 
 
 def _adapters(plan: Plan) -> Table:

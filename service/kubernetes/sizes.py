@@ -105,6 +105,8 @@ def _memory_gib(spec: JobSpec, *, on_gpu: bool) -> tuple[int, bool]:
         return UNKNOWN_MEMORY_GIB, False
     # Read twice in float32: the model itself, and beside it the merged one when the two are compared.
     needed = 2 * 4 * total_parameters(dims) / GIB + BESIDE_THE_MODEL_GIB
-    if not on_gpu and (memory := make_plan(spec).memory):
-        needed = max(needed, memory.peak / GIB + BESIDE_THE_MODEL_GIB / 2)
+    if memory := make_plan(spec).memory:
+        if not on_gpu:
+            needed = max(needed, memory.peak / GIB + BESIDE_THE_MODEL_GIB / 2)
+        needed += memory.host.total / GIB
     return math.ceil(needed), True

@@ -29,7 +29,7 @@ from service.spec.space import (
     walk,
     words_of,
 )
-from service.spec.training import TrainingConfig
+from service.spec.training import AUTO, TrainingConfig
 
 SPACE = "search.space"
 
@@ -127,6 +127,8 @@ def _dimension_findings(spec: JobSpec) -> Findings:
             yield Finding((SPACE,), f"holds {name}, which is no setting of training{hint}")
         else:
             yield from _value_findings(name, dimension)
+        if dimension.times == "per_dev_batch" and AUTO in _values_of(spec, dimension.times):
+            yield Finding((SPACE,), f"multiplies per_dev_batch for {name}, and that may be auto, which is no number")
         for other in (dimension.times, *dimension.conditions):
             if other is not None and other not in TrainingConfig.model_fields:
                 close = nearest(other, known)
@@ -138,6 +140,12 @@ def _dimension_findings(spec: JobSpec) -> Findings:
                 yield Finding((SPACE,), text)
     if circle := _circle(space):
         yield Finding((SPACE,), f"holds settings that depend on each other in a circle: {', '.join(circle)}")
+
+
+def _values_of(spec: JobSpec, name: str) -> list[Any]:
+    """What a setting may be, as far as that is listed: the spec's own value, and those of a choice."""
+    dimension = space_of(spec).get(name)
+    return [getattr(spec.training, name), *((dimension.choice if dimension else None) or [])]
 
 
 def _can_be(spec: JobSpec, name: str, values: Sequence[Any]) -> bool:

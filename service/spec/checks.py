@@ -15,6 +15,7 @@ from service.spec.findings import Finding, Findings, advice
 from service.spec.job import JobSpec
 from service.spec.paths import MODELS, PATHS, is_stored, is_uri
 from service.spec.settings import nearest
+from service.spec.training import AUTO
 from service.spec.whisper_dims import OPENAI, NotWhisperError, WhisperDims, dims_of, is_folder, known_dims
 from service.spec.whisper_modules import modules
 
@@ -159,12 +160,17 @@ def _dataset(spec: JobSpec) -> Findings:
 
 def _packing(spec: JobSpec) -> Findings:
     data = spec.data
-    if data.packing and spec.training.per_dev_batch == 1:
+    if data.packing and spec.training.pass_sizes == [1]:
         text = (
             "joins nothing: training.per_dev_batch, which counts utterances, is 1, and no window goes beyond a forward "
             "pass; raise it, and lower training.grad_accum in turn, or switch data.packing off"
         )
-        yield Finding(("data.packing", "training.per_dev_batch"), text, data.packing)
+        if spec.training.per_dev_batch == AUTO:
+            text = (
+                "joins nothing: training.per_dev_batch is auto and training.grad_accum, the utterances of a step, is "
+                "1; raise training.grad_accum, or switch data.packing off"
+            )
+        yield Finding(("data.packing", "training.per_dev_batch", "training.grad_accum"), text, data.packing)
     for name in ("packing_single", "packing_gap_s"):
         value = getattr(data, name)
         if not data.packing and value != type(data).model_fields[name].default:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from service.spec.job import JobSpec
-from service.spec.space import space_of
+from service.spec.space import planned_trials, space_of
 from service.spec.training import PLAIN_INITS
 
 TRIALS = 8
@@ -21,6 +21,11 @@ def why_separate(spec: JobSpec) -> list[str]:
 def is_shared(spec: JobSpec) -> bool:
     """Whether a search's trials train together."""
     return spec.search.engine != "separate" and not why_separate(spec)
+
+
+def trials_together(spec: JobSpec) -> int:
+    """How many trials of a search train together in a process, at most."""
+    return min(spec.search.concurrent or TRIALS, planned_trials(spec))
 
 
 def _reasons(spec: JobSpec) -> Iterator[str]:

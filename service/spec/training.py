@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from service.spec.base import Float, Int, JsonText, Spec, check_regex, parse_json_text, parse_names
@@ -35,6 +35,13 @@ REFUSED_INITS = {
 }
 
 
+AUTO = "auto"
+"""As `per_dev_batch`: passes of the size that fits."""
+
+MOST_CLIPS = 4096
+"""Clips of a forward pass that `auto` looks at: more have no room anywhere."""
+
+
 class LoraRuntime(Spec):
     """Runtime options of PEFT's LoraRuntimeConfig."""
 
@@ -59,6 +66,25 @@ def _check_targets(value: list[str] | str) -> list[str] | str:
     if isinstance(value, str):
         check_regex(value)
     return value
+
+
+_PASS = TypeAdapter(Annotated[Int, Field(ge=1)])
+_NO_PASS = {
+    "greater_than_equal": "is too small; give 1 or more, or auto",
+    "int_from_float": "is not a whole number; give one such as 4, or auto",
+    "int_parsing_size": "is out of all bounds; give a smaller number, or auto",
+    "number_not_bool": "is not a number; give one, or auto",
+}
+
+
+def _as_pass_size(value: Any) -> Any:
+    if isinstance(value, str) and value.strip() == AUTO:
+        return AUTO
+    try:
+        return _PASS.validate_python(value)
+    except ValidationError as error:
+        kind = error.errors()[0]["type"]
+    raise PydanticCustomError("pass_size", _NO_PASS.get(kind, "is neither a whole number nor auto; give one of them"))
 
 
 def _check_language(value: str) -> str:
@@ -111,6 +137,11 @@ def _check_pattern(value: dict[str, int] | None) -> dict[str, int] | None:
 
 
 Targets = Annotated[list[str] | str, AfterValidator(_check_targets), BeforeValidator(_as_targets)]
+PassSize = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_as_pass_size),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "enum": [AUTO]}]}),
+]
 Language = Annotated[str, AfterValidator(_check_language)]
 Init = Annotated[
     bool | str,
@@ -165,13 +196,16 @@ class TrainingConfig(Spec):
     """Share of all optimizer steps over which the learning rate rises linearly; it then falls linearly to 0. 0 to 0.2
     are usual."""
 
-    per_dev_batch: Int = Field(default=2, ge=1)
+    per_dev_batch: PassSize = Field(default=2, examples=["auto"])
     """Clips per worker in one forward pass, in training. 2 fit a 24 GB GPU with whisper-medium; raise it as memory
-    allows."""
+    allows. `auto`: `grad_accum` is then the number of clips per worker and optimizer step, and a pass holds the largest
+    divisor of it that fits in memory: on a GPU that is tried before the training, with the longest audio and labels and
+    a tenth of the memory left free, on a CPU (and for trials that train together) it is estimated. The choice is told,
+    kept in the run's root and used whenever the run goes on; the training is that of the number chosen, to the bit."""
 
     grad_accum: Int = Field(default=4, ge=1)
     """Forward passes whose gradients are summed before an optimizer step. Effective batch = per_dev_batch x grad_accum
-    x workers."""
+    x workers; with `per_dev_batch: auto` it is grad_accum x workers."""
 
     logging_steps: Int = Field(default=50, ge=1)
     """Optimizer steps between two logged values of loss, learning rate and gradient norm."""
@@ -244,6 +278,18 @@ class TrainingConfig(Spec):
     merge_lora: bool = True
     """After training, merge the adapter into the base in float32 and save the result under `<root>/merged` in the
     checkpoint's own precision."""
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips of a worker in one optimizer step."""
+        return self.grad_accum * (self.per_dev_batch if isinstance(self.per_dev_batch, int) else 1)
+
+    @property
+    def pass_sizes(self) -> list[int]:
+        """How many clips a forward pass may hold, in order: one number or, with `auto`, those that divide a step."""
+        if isinstance(self.per_dev_batch, int):
+            return [self.per_dev_batch]
+        return [size for size in range(1, min(self.grad_accum, MOST_CLIPS) + 1) if self.grad_accum % size == 0]
 
     @property
     def ephemeral_gpu_offload(self) -> bool:

@@ -17,6 +17,8 @@ FOR_JOBS = (
     "service.spec",
     "service.errors",
     "service.artifacts",
+    "service.memory",
+    "service.plan",
     "service.storage",
     "service.trials",
     "service.report",

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ from jobs.stopping import StopSignals
 from jobs.train.heard import make_audio
 from jobs.train.here import train_here
 from jobs.train.kept import make_outputs
+from jobs.train.pass_size import Choice, Passes, estimated
+from service.plan import largest_job, trained_parameters
 from service.spec.job import JobSpec
+from service.spec.shared import trials_together
 
 _KEPT_BATCHES = 64
 """Batches that are kept for trials that come to them a little later."""
@@ -46,6 +50,8 @@ class SharedEngine:
         self._step: Lockstep[tuple[Work, Any], float] = Lockstep(self._compute)
         self._batches = Batches()
         self._outputs: dict[Origin, EncoderOutputs] = {}
+        self._spec = spec
+        self._choices: dict[int, Choice] = {}
         self.audio = make_audio(spec)
         """Decoded clips, for whichever trial."""
         self.alone = threading.RLock()
@@ -83,6 +89,15 @@ class SharedEngine:
             loader.make = self._batches.shared(loader.make, seed)  # type: ignore[method-assign]
         return loader
 
+    def choice(self, passes: Passes) -> Choice:
+        """How `per_dev_batch: auto` cuts the steps of a trial: for all with as many clips in a step the same, so that
+        they share batches. Estimated for as many trials as there may be, each like the largest of the search."""
+        with self.alone:
+            clips = passes.spec.training.clips_per_step
+            if clips not in self._choices:
+                self._choices[clips] = estimated(of_search(passes, self._spec), self._many.device)
+            return self._choices[clips]
+
     def join(self, trainer: SharedTrainer) -> None:
         """Have the others wait for a trial from now on."""
         self._step.join(trainer)
@@ -115,6 +130,17 @@ class SharedEngine:
         for part in (members[:half], members[half:]):
             found |= self._compute({member: wishes[member] for member in part})
         return found
+
+
+def of_search(passes: Passes, search: JobSpec) -> Passes:
+    """A trial's forward passes as those of all trials of its search: each like the one with most parameters."""
+    if search.kind != "search":
+        return replace(passes, trials=1)
+    largest = largest_job(search, None, passes.dims)
+    cut = {"per_dev_batch": passes.spec.training.per_dev_batch, "grad_accum": passes.spec.training.grad_accum}
+    spec = largest.model_copy(update={"training": largest.training.model_copy(update=cut)})
+    trainable = trained_parameters(spec, passes.dims)
+    return replace(passes, spec=spec, trainable=trainable, trials=trials_together(search))
 
 
 class Batches:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jobs.fast.kept_audio import KeptAudio
     from jobs.model import Whisper
     from jobs.search.shared.engine import SharedEngine
+    from jobs.train.pass_size import Choice
 
 
 class SharedTrainer(Trainer):
@@ -69,6 +70,9 @@ class SharedTrainer(Trainer):
 
     def _cast_base(self) -> None:
         """The base's weights are all trials', and those to come begin from them."""
+
+    def _choose_passes(self, sharers: int) -> Choice:
+        return self.engine.choice(self._passes())
 
     def _gradients(self, batches: tuple[list[Batch], ...], tokens: float) -> float:
         (passes,) = batches
