@@ -7,6 +7,7 @@ PeftModel of its own, whose base weights are the shared ones; it is what is init
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from jobs.adapter import base_name, lora_layers
 from jobs.batches import Batch
 from jobs.fast.stack import Layout, Stack, StackedLinear
 from jobs.tokens import IGNORE
-from jobs.train.step import cross_entropy, encoder_output
+from jobs.train.step import encoder_output, labelled_losses
 
 OF_AUDIO = (".encoder_attn.k_proj", ".encoder_attn.v_proj")
 """Whose input is the encoder's output."""
@@ -58,6 +59,7 @@ class ManyAdapters:
         self._model = self.twin()
         self._places: dict[str, StackedLinear] = {}
         self._trials: list[Any] = []
+        self._stacked = False
         for name, module in list(self._model.model.decoder.named_modules()):
             whole = f"model.decoder.{name}"
             if isinstance(module, nn.Linear):
@@ -68,40 +70,49 @@ class ManyAdapters:
 
     def twin(self) -> Any:
         """Another model over the very weights of the base: a tree of modules, and no memory to speak of."""
-        with torch.device("meta"):
-            made = type(self._base)(self._base.config)
-        made.load_state_dict(self._base.state_dict(), assign=True)
-        made.tie_weights()
-        made.generation_config = self._base.generation_config
-        return made.eval().requires_grad_(False)
+        shared: dict[int, Any] = {id(each): each.data for each in self._base.buffers()}
+        for each in self._base.parameters():
+            shared[id(each)] = nn.Parameter(each.data, requires_grad=False)
+        return copy.deepcopy(self._base, shared)
 
     def add(self, model: Any) -> None:
-        """Take a trial in: its parameters lie with the others' from now on.
+        """Take a trial in: its parameters lie with the others' from the next step on.
 
         Args:
             model: its PeftModel, around a `twin`.
         """
-        self._rebuild([*self._trials, model])
+        self._trials.append(model)
+        self._stacked = False
 
     def remove(self, model: Any) -> None:
         """Let a trial go, with its parameters as they are."""
-        self._rebuild([each for each in self._trials if each is not model])
+        if (index := self._index(model)) >= 0:
+            self._unstack()
+            del self._trials[index]
 
-    def _rebuild(self, trials: list[Any]) -> None:
-        self.release()
-        layers = [{base_name(name): layer for name, layer in lora_layers(trial)} for trial in trials]
+    def release(self) -> None:
+        """Let all trials go."""
+        self._unstack()
+        self._trials = []
+
+    def _stack(self) -> None:
+        """Lay the trials' parameters together: once for all that have come and gone since the last step."""
+        if self._stacked:
+            return
+        self._unstack()
+        layers = [{base_name(name): layer for name, layer in lora_layers(trial)} for trial in self._trials]
         for name, place in self._places.items():
             mine = [each.get(name) for each in layers]
             place.stack = Stack(place.base, mine) if any(layer is not None for layer in mine) else None
-        self._trials = trials
+        self._stacked = True
 
-    def release(self) -> None:
+    def _unstack(self) -> None:
         """Give all trials' parameters memory of their own."""
         for place in self._places.values():
             if place.stack is not None:
                 place.stack.release()
                 place.stack = None
-        self._trials = []
+        self._stacked = False
 
     def gradients(self, works: Sequence[Work], autocast: Callable[[], Any]) -> list[float]:
         """One step of several trials: every parameter of theirs gets its gradient.
@@ -113,6 +124,7 @@ class ManyAdapters:
         Returns:
             each trial's loss, its mean per label token.
         """
+        self._stack()
         stacks = [place.stack for place in self._places.values() if place.stack is not None]
         for stack in stacks:
             stack.begin()
@@ -138,17 +150,12 @@ class ManyAdapters:
                 hidden = self._model.model.decoder(
                     input_ids=inputs_NBT.flatten(0, 1).to(self.device), encoder_hidden_states=audio, use_cache=False
                 ).last_hidden_state
-            # Trial by trial: the logits of all at once would be the largest thing by far.
-            apart = hidden.detach().requires_grad_()
-            losses = []
-            for (work, _), part, labels_BT in zip(
-                group, apart.unflatten(0, inputs_NBT.shape[:2]), labels_NBT, strict=True
-            ):
-                loss = cross_entropy(self._model.proj_out(part), labels_BT.to(self.device)) / work.tokens
-                loss.backward()
-                losses.append(loss.detach())
-        hidden.backward(apart.grad)
-        return losses
+            tokens = labelled_losses(hidden, self._model.proj_out.weight, labels_NBT)
+            # They lie trial by trial. (The sum of each is no gather of floats on a GPU, whose order is left to chance.)
+            counts = (labels_NBT != IGNORE).flatten(1).sum(1).tolist()
+            losses = [part.sum() / work.tokens for part, (work, _) in zip(tokens.split(counts), group, strict=True)]
+        torch.stack(losses).sum().backward()
+        return [loss.detach() for loss in losses]
 
     @contextlib.contextmanager
     def _at_work(self, group: list[tuple[Work, Batch]]) -> Iterator[Tensor]:
@@ -168,7 +175,8 @@ class ManyAdapters:
             layout.generators = None
 
     def _index(self, model: Any) -> int:
-        return next(index for index, each in enumerate(self._trials) if each is model)
+        """A trial's place in the stacks; -1: it is not there."""
+        return next((index for index, each in enumerate(self._trials) if each is model), -1)
 
     def hear(self, batch: Batch) -> Tensor:
         """The encoder's output of a batch (B, P, D)."""

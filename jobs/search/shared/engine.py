@@ -6,7 +6,7 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ from jobs.train.heard import make_audio
 from jobs.train.here import train_here
 from jobs.train.kept import make_outputs
 from service.spec.job import JobSpec
+
+Learned = tuple[float, float, float]
+"""What a trial hears of its step: its loss, its gradient's norm, and its learning rate."""
 
 _KEPT_BATCHES = 64
 """Batches that are kept for trials that come to them a little later."""
@@ -43,7 +46,9 @@ class SharedEngine:
         self._whisper = load_whisper(spec.training.base_model, revision, attention=spec.engine.attention)
         self._whisper.model.to("cuda" if has_gpu(spec) else "cpu")
         self._many = ManyAdapters(self._whisper.model)
-        self._step: Lockstep[tuple[Work, Any], float] = Lockstep(self._compute)
+        self._step: Lockstep[Work, Learned] = Lockstep(self._in_one_thread)
+        # torch keeps a team of threads for each thread that computes; sixteen of them would fight over a CPU.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="step")
         self._batches = Batches()
         self._outputs: dict[Origin, EncoderOutputs] = {}
         self.audio = make_audio(spec)
@@ -95,26 +100,37 @@ class SharedEngine:
         """Let a trial go, if it is there."""
         self._step.leave(trainer, lambda: self._many.remove(getattr(trainer, "model", None)))
 
-    def gradients(self, trainer: SharedTrainer, work: Work) -> float:
-        """The trial's share of the common step; returns its loss."""
-        return self._step.ask(trainer, (work, trainer.runtime.autocast))
+    def learn(self, trainer: SharedTrainer, work: Work) -> Learned:
+        """The trial's share of the common step; returns its loss, its gradient's norm and its learning rate."""
+        return self._step.ask(trainer, work)
 
-    def _compute(self, wishes: dict[Any, tuple[Work, Any]]) -> dict[Any, float | BaseException]:
+    def _in_one_thread(self, wishes: dict[Any, Work]) -> dict[Any, Learned | BaseException]:
+        return self._thread.submit(self._compute, wishes).result()
+
+    def _compute(self, wishes: dict[Any, Work]) -> dict[Any, Learned | BaseException]:
         """All of it at once or, where memory is short, in halves."""
-        members = list(wishes)
-        works = [wishes[member][0] for member in members]
-        autocast = wishes[members[0]][1]
+        trainers = list(wishes)
         try:
-            return dict(zip(members, self._many.gradients(works, autocast), strict=True))
+            losses = self._many.gradients(list(wishes.values()), trainers[0].runtime.autocast)
         except torch.OutOfMemoryError as error:
-            if len(members) == 1:
-                return {members[0]: error}
+            if len(trainers) == 1:
+                return {trainers[0]: error}
+        else:
+            return {trainer: _learned(trainer, loss) for trainer, loss in zip(trainers, losses, strict=True)}
         torch.cuda.empty_cache()
-        half = len(members) // 2
-        found: dict[Any, float | BaseException] = {}
-        for part in (members[:half], members[half:]):
-            found |= self._compute({member: wishes[member] for member in part})
+        half = len(trainers) // 2
+        found: dict[Any, Learned | BaseException] = {}
+        for part in (trainers[:half], trainers[half:]):
+            found |= self._compute({trainer: wishes[trainer] for trainer in part})
         return found
+
+
+def _learned(trainer: SharedTrainer, loss: float) -> Learned | BaseException:
+    """Let a trial's optimizer make its step; what goes wrong there is that trial's own."""
+    try:
+        return trainer.finite(loss), *trainer.update()
+    except Exception as error:  # noqa: BLE001  # raised in the trial's own thread
+        return error
 
 
 class Batches:

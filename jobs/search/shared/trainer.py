@@ -70,9 +70,9 @@ class SharedTrainer(Trainer):
     def _cast_base(self) -> None:
         """The base's weights are all trials', and those to come begin from them."""
 
-    def _gradients(self, batches: tuple[list[Batch], ...], tokens: float) -> float:
+    def _learn(self, batches: tuple[list[Batch], ...], tokens: float) -> tuple[float, float, float]:
         (passes,) = batches
-        return self._finite(self.engine.gradients(self, Work(self.model, passes, tokens, self.streams.generator)))
+        return self.engine.learn(self, Work(self.model, passes, tokens, self.streams.generator))
 
     def _measure(self) -> dict[str, float]:
         with self.engine.scoring:  # one after the other: each has the processor to itself
