@@ -18,9 +18,11 @@ from torch.nn import functional as F
 
 from jobs.adapter import base_name, lora_layers
 from jobs.batches import Batch
+from jobs.fast.greedy import Rules, decode
 from jobs.fast.stack import Layout, Stack, StackedLinear
 from jobs.tokens import IGNORE
 from jobs.train.step import encoder_output, labelled_losses
+from jobs.transcribe import Chunk
 
 OF_AUDIO = (".encoder_attn.k_proj", ".encoder_attn.v_proj")
 """Whose input is the encoder's output."""
@@ -141,6 +143,28 @@ class ManyAdapters:
             stack.hand_out()
         return [float(loss) for loss in losses.tolist()]
 
+    @torch.no_grad()
+    def decode(
+        self, models: Sequence[Any], audio_BPD: Tensor, prompts_BT: Tensor, rules: Rules
+    ) -> list[list[list[int]]]:
+        """Transcribe clips by several trials, in a pass for each token.
+
+        Args:
+            models: their PeftModels.
+            audio_BPD: what the encoder made of the clips.
+            prompts_BT: the tokens before each transcript.
+            rules: what bounds it.
+
+        Returns:
+            of each trial, B transcripts.
+        """
+        self._stack()
+        count = len(models)
+        self._layout.members = [self._index(model) for model in models]
+        self._layout.audio_of = [0] * count
+        found = decode(self._model, audio_BPD, prompts_BT, rules, models=count)
+        return [found[start : start + len(audio_BPD)] for start in range(0, len(found), len(audio_BPD))]
+
     def _pass(self, group: list[tuple[Work, Batch]], autocast: Callable[[], Any]) -> list[Tensor]:
         """Forward and backward of one batch of each of some trials; all batches hold as many windows."""
         batches = [batch for _, batch in group]
@@ -178,8 +202,13 @@ class ManyAdapters:
         """A trial's place in the stacks; -1: it is not there."""
         return next((index for index, each in enumerate(self._trials) if each is model), -1)
 
-    def hear(self, batch: Batch) -> Tensor:
-        """The encoder's output of a batch (B, P, D)."""
+    @property
+    def decoder_layers(self) -> int:
+        """How many there are."""
+        return len(self._base.model.decoder.layers)
+
+    def hear(self, batch: Batch | Chunk) -> Tensor:
+        """The encoder's output of a batch, or of clips that are to be transcribed (B, P, D)."""
         return encoder_output(self._base, batch.features_BMF, batch.heard)
 
 

@@ -51,6 +51,7 @@ from jobs.train.session import Session
 from jobs.train.step import forward_loss
 from jobs.train.store import CheckpointStore
 from jobs.train.validation import validation_loss
+from jobs.transcribe import Listener
 from service.artifacts import ADAPTER, BASE_LINES, TUNED_LINES
 from service.errors import DivergedError, JobFailedError, StoppedError
 from service.spec.job import JobSpec
@@ -504,7 +505,12 @@ class Trainer:
                 stopping=self.session.stopping,
                 outputs=outputs,
                 features=self.clips.features(self.task.val, outputs),
+                listener=self._listener(),
             )
+
+    def _listener(self) -> Listener | None:
+        """What transcribes; None: as `evaluation` says."""
+        return None
 
 
 class Window:

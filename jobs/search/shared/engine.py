@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 
 from jobs.batches import Batch, Loader
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin
+from jobs.fast.greedy import Rules, why_not
 from jobs.fast.many import ManyAdapters, Work
 from jobs.model import Whisper, load_whisper
 from jobs.packing import Entry
 from jobs.search.runner import Event, TrialRun, stream
+from jobs.search.shared.listening import Listen, Together, Tokens, listen
 from jobs.search.shared.lockstep import Lockstep
+from jobs.search.shared.once import Once
 from jobs.search.shared.trainer import SharedTrainer
 from jobs.stopping import StopSignals
 from jobs.train.heard import make_audio
 from jobs.train.here import train_here
 from jobs.train.kept import make_outputs
+from jobs.transcribe import Chunk, Listener, Prompts
 from service.spec.job import JobSpec
 
 Learned = tuple[float, float, float]
 """What a trial hears of its step: its loss, its gradient's norm, and its learning rate."""
+
+Wishes = dict["SharedTrainer", Work | Listen]
+Answers = dict["SharedTrainer", Any]
+"""Of each trial what it hears of its step, its transcripts, or an error."""
+
+_KEPT_CHUNKS = 4
+"""Of clips to be transcribed: a trial reads one ahead of the one that it has before it."""
 
 _KEPT_BATCHES = 64
 """Batches that are kept for trials that come to them a little later."""
@@ -46,10 +56,11 @@ class SharedEngine:
         self._whisper = load_whisper(spec.training.base_model, revision, attention=spec.engine.attention)
         self._whisper.model.to("cuda" if has_gpu(spec) else "cpu")
         self._many = ManyAdapters(self._whisper.model)
-        self._step: Lockstep[Work, Learned] = Lockstep(self._in_one_thread)
+        self._step: Lockstep[Work | Listen, Any] = Lockstep(self._in_one_thread)
         # torch keeps a team of threads for each thread that computes; sixteen of them would fight over a CPU.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="step")
-        self._batches = Batches()
+        self._batches: Once[Batch] = Once(_KEPT_BATCHES)
+        self._chunks: Once[Chunk] = Once(_KEPT_CHUNKS)
         self._outputs: dict[Origin, EncoderOutputs] = {}
         self.audio = make_audio(spec)
         """Decoded clips, for whichever trial."""
@@ -83,10 +94,30 @@ class SharedEngine:
             return self._outputs[origin]
 
     def loader(self, loader: Loader, seed: int, *, trains: bool) -> Loader:
-        """A trial's loader; batches of the training set are made once for all trials of one seed."""
+        """A trial's loader; batches of the training set are made once for all trials of one seed, by which clips are
+        varied."""
+        make = loader.make
+
+        def once(entries: Sequence[Entry], epoch: int | None = None) -> Batch:
+            return self._batches.get((seed, epoch, tuple(entries)), lambda: make(entries, epoch))
+
         if trains:
-            loader.make = self._batches.shared(loader.make, seed)  # type: ignore[method-assign]
+            loader.make = once  # type: ignore[method-assign]
         return loader
+
+    def listener(self, trainer: SharedTrainer) -> Listener | None:
+        """What transcribes for a trial; None: generate(), for each trial by itself."""
+        settings, whisper = trainer.spec.evaluation, self._whisper
+        if not settings.fast_decoding or why_not(whisper.model, settings.num_beams) is not None:
+            return None
+        prompts = Prompts(whisper.model, whisper.processor, multilingual=whisper.multilingual)
+        rules = Rules.of(whisper.model, settings.max_new_tokens)
+
+        def ask(wish: Listen) -> Tokens:
+            found: Tokens = self._step.ask(trainer, wish)
+            return found
+
+        return Together(ask, trainer.model, prompts, rules, self._chunks)
 
     def join(self, trainer: SharedTrainer) -> None:
         """Have the others wait for a trial from now on."""
@@ -102,12 +133,18 @@ class SharedEngine:
 
     def learn(self, trainer: SharedTrainer, work: Work) -> Learned:
         """The trial's share of the common step; returns its loss, its gradient's norm and its learning rate."""
-        return self._step.ask(trainer, work)
+        found: Learned = self._step.ask(trainer, work)
+        return found
 
-    def _in_one_thread(self, wishes: dict[Any, Work]) -> dict[Any, Learned | BaseException]:
-        return self._thread.submit(self._compute, wishes).result()
+    def _in_one_thread(self, wishes: Wishes) -> Answers:
+        return self._thread.submit(self._answer, wishes).result()
 
-    def _compute(self, wishes: dict[Any, Work]) -> dict[Any, Learned | BaseException]:
+    def _answer(self, wishes: Wishes) -> Answers:
+        works = {trainer: wish for trainer, wish in wishes.items() if isinstance(wish, Work)}
+        listens = {trainer: wish for trainer, wish in wishes.items() if isinstance(wish, Listen)}
+        return (self._learn(works) if works else {}) | (self._listen(listens) if listens else {})
+
+    def _learn(self, wishes: dict[SharedTrainer, Work]) -> Answers:
         """All of it at once or, where memory is short, in halves."""
         trainers = list(wishes)
         try:
@@ -119,10 +156,18 @@ class SharedEngine:
             return {trainer: _learned(trainer, loss) for trainer, loss in zip(trainers, losses, strict=True)}
         torch.cuda.empty_cache()
         half = len(trainers) // 2
-        found: dict[Any, Learned | BaseException] = {}
+        found: Answers = {}
         for part in (trainers[:half], trainers[half:]):
-            found |= self._compute({trainer: wishes[trainer] for trainer in part})
+            found |= self._learn({trainer: wishes[trainer] for trainer in part})
         return found
+
+    def _listen(self, wishes: dict[SharedTrainer, Listen]) -> Answers:
+        trainers = list(wishes)
+        try:
+            with trainers[0].runtime.autocast():
+                return dict(zip(trainers, listen(self._many, list(wishes.values())), strict=True))
+        except Exception as error:  # noqa: BLE001  # raised in the trials' own threads; others go on with their steps
+            return dict.fromkeys(trainers, error)
 
 
 def _learned(trainer: SharedTrainer, loss: float) -> Learned | BaseException:
@@ -131,31 +176,3 @@ def _learned(trainer: SharedTrainer, loss: float) -> Learned | BaseException:
         return trainer.finite(loss), *trainer.update()
     except Exception as error:  # noqa: BLE001  # raised in the trial's own thread
         return error
-
-
-class Batches:
-    """Batches of the training set, each made once for all trials that come to it at about the same time."""
-
-    def __init__(self) -> None:
-        self._made: OrderedDict[Any, Future[Batch]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def shared(self, make: Callable[..., Batch], seed: int) -> Callable[..., Batch]:
-        """A `Loader.make` that makes no batch twice; the seed is that by which clips are varied."""
-
-        def once(entries: Sequence[Entry], epoch: int | None = None) -> Batch:
-            key, future = (seed, epoch, tuple(entries)), Future[Batch]()
-            with self._lock:
-                found = self._made.setdefault(key, future)
-                while len(self._made) > _KEPT_BATCHES:
-                    self._made.popitem(last=False)
-            if found is future:
-                try:
-                    future.set_result(make(entries, epoch))
-                except BaseException as error:  # noqa: BLE001  # of whoever waits for it
-                    with self._lock:
-                        self._made.pop(key, None)
-                    future.set_exception(error)
-            return found.result()
-
-        return once
