@@ -6,8 +6,8 @@ Plain: Seq2SeqTrainer with PEFT (plain.py), as it comes and tuned, for one trial
 number of trials of that kind: they do nothing but wait for each other. Ours: `jobs.search.shared`, trials in threads of
 this process, whole trainings with their checkpoints and last evaluation by loss, which the plain runs have not. Same
 clips, clips per step, steps, epochs, learning rate, precision (float32 on a CPU, bf16 on a GPU). Loading counts on both
-sides: ours loads the base once. Prints JSON: ratios of the plain sides' seconds to ours, seconds, losses, and `equality`: the
-largest difference of a trial's mean loss from that of its configuration trained alone by our engine.
+sides: ours loads the base once. Prints JSON: ratios of the plain sides' seconds to ours, seconds, losses, and
+`equality`: the largest difference of a trial's mean loss from that of its configuration trained alone by our engine.
 """
 
 from __future__ import annotations
