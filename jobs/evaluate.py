@@ -10,7 +10,7 @@ from jobs import distributed
 from jobs.batches import Features
 from jobs.fast.encoder_outputs import SplitOutputs
 from jobs.score import Scorer, Utterance, summarise
-from jobs.transcribe import shard, transcribe
+from jobs.transcribe import Listener, shard, transcribe
 from service.errors import JobFailedError, StoppedError
 from service.spec.sections import EvaluationConfig
 from service.spec.text import TextRules
@@ -32,6 +32,7 @@ def evaluate(
     stopping: Callable[[], bool] = lambda: False,
     outputs: SplitOutputs | None = None,
     features: Features | None = None,
+    listener: Listener | None = None,
 ) -> tuple[list[Utterance], dict[str, Any]]:
     """Transcribe and score a split with all workers.
 
@@ -50,6 +51,7 @@ def evaluate(
         stopping: whether to stop; all workers do as soon as one is told so.
         outputs: encoder outputs of the split, where the model's encoder is the one that made them.
         features: makes features of rows; None: on the model's device, of clips that are decoded.
+        listener: makes tokens of clips; None: as the settings say.
 
     Returns:
         every row's utterance in the order of the split, and the summary of `jobs.score.summarise`.
@@ -69,6 +71,7 @@ def evaluate(
         progress=lambda done: progress(min(done * workers, len(dataset)), len(dataset)),
         outputs=outputs,
         features=features,
+        listener=listener,
     )
     heard, stopped = [], stopping()
     while not stopped and (item := next(hypotheses, None)) is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ def transcribe(
     progress: Callable[[int], None] = lambda done: None,
     outputs: SplitOutputs | None = None,
     features: Features | None = None,
+    listener: Listener | None = None,
 ) -> Generator[Hypothesis]:
     """Transcribe rows in the order given (sort them by length: a batch decodes until its longest text has ended).
 
@@ -65,9 +67,12 @@ def transcribe(
         progress: called with the number of rows done.
         outputs: encoder outputs of the dataset's rows, where the model's encoder is the one that made them.
         features: makes features of rows; None: on the model's device, of clips that are decoded.
+        listener: makes tokens of them; None: the fast way where it may be taken, else generate().
     """
-    if settings.fast_decoding and why_not(model, settings.num_beams) is None:
-        listen: Listener = Greedy(model, processor, settings, multilingual=multilingual)
+    if listener is not None:
+        listen: Listener = listener
+    elif settings.fast_decoding and why_not(model, settings.num_beams) is None:
+        listen = Greedy(model, processor, settings, multilingual=multilingual)
     else:
         listen = Generate(model, settings, multilingual=multilingual)
     made = features or Features(LogMel(processor.feature_extractor, next(model.parameters()).device))
@@ -77,16 +82,19 @@ def transcribe(
     model.eval()
     done = 0
 
-    def read(chunk: list[int]) -> tuple[Tensor, Heard | None, list[str]]:
+    def make(chunk: list[int]) -> Chunk:
         records = [dataset[row] for row in chunk]
         features_BMF, heard = features_or_heard(made, records, chunk, outputs)
-        return features_BMF, heard, [record["language"] for record in records]
+        return Chunk(features_BMF, heard, [record["language"] for record in records])
+
+    def read(chunk: list[int]) -> Chunk:
+        return listen.read(chunk, make)
 
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="audio") as pool, listen.ready():
-            for chunk, (features_BMF, heard, languages) in read_ahead(pool, read, chunks):
+            for chunk, clips in read_ahead(pool, read, chunks):
                 with torch.inference_mode():
-                    texts = processor.batch_decode(listen(features_BMF, heard, languages), skip_special_tokens=True)
+                    texts = processor.batch_decode(listen(clips), skip_special_tokens=True)
                 done += len(chunk)
                 progress(done)
                 for row, text in zip(chunk, texts, strict=True):
@@ -95,23 +103,38 @@ def transcribe(
         model.train(was_training)
 
 
-class Listener(Protocol):
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """B clips that were read.
+
+    Attributes:
+        features_BMF: of all of them or, with `heard`, of those that are missing in it.
+        heard: the encoder's outputs, as far as they are kept.
+        languages: of each clip.
+    """
+
+    features_BMF: Tensor
+    heard: Heard | None
+    languages: list[str]
+
+
+class Listener(ABC):
     """Makes tokens of clips."""
+
+    def read(self, rows: list[int], make: Callable[[list[int]], Chunk]) -> Chunk:
+        """The clips of rows, as `make` reads them."""
+        return make(rows)
 
     def ready(self) -> AbstractContextManager[None]:
         """What is to be done around all calls."""
+        return nullcontext()
 
-    def __call__(self, features_BMF: Tensor, heard: Heard | None, languages: list[str]) -> list[list[int]]:
-        """Tokens of B clips.
-
-        Args:
-            features_BMF: of all clips or, with `heard`, of those that are missing in it.
-            heard: the encoder's outputs, as far as they are kept.
-            languages: of each clip.
-        """
+    @abstractmethod
+    def __call__(self, clips: Chunk) -> list[list[int]]:
+        """Tokens of each clip."""
 
 
-class Generate:
+class Generate(Listener):
     """transformers' generate().
 
     Args:
@@ -123,25 +146,22 @@ class Generate:
     def __init__(self, model: Any, settings: EvaluationConfig, *, multilingual: bool) -> None:
         self._model, self._settings, self._multilingual = model, settings, multilingual
 
-    def ready(self) -> AbstractContextManager[None]:
+    def __call__(self, clips: Chunk) -> list[list[int]]:
         """See Listener."""
-        return nullcontext()
-
-    def __call__(self, features_BMF: Tensor, heard: Heard | None, languages: list[str]) -> list[list[int]]:
-        """See Listener."""
-        if heard is None:
+        if clips.heard is None:
             device = next(self._model.parameters()).device
-            audio: dict[str, Any] = {"input_features": features_BMF.to(device)}
+            audio: dict[str, Any] = {"input_features": clips.features_BMF.to(device)}
         else:
-            audio = {"encoder_outputs": BaseModelOutput(heard.complete(features_BMF, encode_by(self._model)))}
-        arguments = generation_arguments(self._settings, languages if self._multilingual else None)
+            heard_BPD = clips.heard.complete(clips.features_BMF, encode_by(self._model))
+            audio = {"encoder_outputs": BaseModelOutput(heard_BPD)}
+        arguments = generation_arguments(self._settings, clips.languages if self._multilingual else None)
         # One pass over a window: where two timestamps come in a row, transformers would begin anew behind them, and
         # with kept encoder outputs at the window's begin.
         tokens: list[list[int]] = self._model.generate(**audio, force_unique_generate_call=True, **arguments).tolist()
         return tokens
 
 
-class Greedy:
+class Greedy(Listener):
     """Our greedy decoder, with adapters folded into weights.
 
     Args:
@@ -152,20 +172,18 @@ class Greedy:
     """
 
     def __init__(self, model: Any, processor: Any, settings: EvaluationConfig, *, multilingual: bool) -> None:
-        self._model, self._device = model, next(model.parameters()).device
+        self._model = model
         self._rules = Rules.of(model, settings.max_new_tokens)
-        positions = int(whisper_of(model).config.max_target_positions)
-        self._prompter = Prompter(processor.tokenizer, multilingual=multilingual, max_tokens=positions)
+        self._prompts = Prompts(model, processor, multilingual=multilingual)
 
     def ready(self) -> AbstractContextManager[None]:
         """See Listener."""
         return folded(self._model)
 
-    def __call__(self, features_BMF: Tensor, heard: Heard | None, languages: list[str]) -> list[list[int]]:
+    def __call__(self, clips: Chunk) -> list[list[int]]:
         """See Listener."""
-        prompts_BT = torch.tensor([self._prompter.prompt(code) for code in languages], device=self._device)
-        audio_BPD = encoder_output(self._model, features_BMF, heard)
-        return self._decode(audio_BPD, prompts_BT)
+        audio_BPD = encoder_output(self._model, clips.features_BMF, clips.heard)
+        return self._decode(audio_BPD, self._prompts(clips.languages))
 
     def _decode(self, audio_BPD: Tensor, prompts_BT: Tensor) -> list[list[int]]:
         """All clips at once or, where memory is short, in halves."""
@@ -177,6 +195,25 @@ class Greedy:
         torch.cuda.empty_cache()
         half = len(audio_BPD) // 2
         return self._decode(audio_BPD[:half], prompts_BT[:half]) + self._decode(audio_BPD[half:], prompts_BT[half:])
+
+
+class Prompts:
+    """The tokens before transcripts.
+
+    Args:
+        model: a Whisper model or a PeftModel around one, on its device.
+        processor: its WhisperProcessor.
+        multilingual: whether the checkpoint has language and task tokens.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, multilingual: bool) -> None:
+        self._device = next(model.parameters()).device
+        positions = int(whisper_of(model).config.max_target_positions)
+        self._prompter = Prompter(processor.tokenizer, multilingual=multilingual, max_tokens=positions)
+
+    def __call__(self, languages: list[str]) -> Tensor:
+        """Of clips in these languages (B, T)."""
+        return torch.tensor([self._prompter.prompt(code) for code in languages], device=self._device)
 
 
 def read_ahead(

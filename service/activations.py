@@ -8,15 +8,16 @@ With P positions, width d, feed-forward width f, h bytes per value (2 in mixed p
     adapted module    h P (in + r), P in for dropout's mask (h P in where trials train together), and with DoRA h P out
                       (h P 2 out where PEFT computes it)
 
-and 4 T V for the loss and h T V for the logits, T tokens over a vocabulary of V. With gradient checkpointing only each
-layer's input (4 P d) and one layer in full.
+and h T d for the gradient of T tokens' loss; where `engine.fast_loss` does not apply 4 T V for the loss and h T V for
+the logits, over a vocabulary of V. With gradient checkpointing only each layer's input (4 P d) and one layer in full.
 """
 
 from __future__ import annotations
 
 from service.spec.job import JobSpec
-from service.spec.targets import AdaptedModule, in_encoder
+from service.spec.targets import AdaptedModule, in_encoder, is_saved
 from service.spec.whisper_dims import WhisperDims
+from service.spec.whisper_modules import EMBEDDING, HEAD
 
 
 class Layers:
@@ -47,6 +48,10 @@ class Layers:
         folded = shared or (spec.engine.fast_dora and (spec.engine.dora_dropout == "branch" or not self._drops))
         self.dora_outputs = (1 if folded else 2) if spec.training.use_dora else 0
         self.recompute = spec.engine.gradient_checkpointing
+        self.fast_loss = shared or (
+            spec.engine.fast_loss
+            and not any(is_saved(spec.training.modules_to_save, name) for name in (EMBEDDING, HEAD))
+        )
         self.by_layer: dict[str, list[AdaptedModule]] = {}
         for module in adapted:
             self.by_layer.setdefault(_layer_of(module.name), []).append(module)
@@ -83,7 +88,9 @@ class Layers:
         return self._kept(layers, self.text)
 
     def loss(self) -> int:
-        """Bytes of logits and log-probabilities."""
+        """Bytes of logits and log-probabilities, or of the gradient that is made of them at once."""
+        if self.fast_loss:
+            return self.text * self.dims.d_model * self.value
         return self.text * self.dims.vocab_size * (4 + self.value)
 
     def flows(self, name: str) -> bool:

@@ -3,16 +3,16 @@
 An estimate: kernels, fragmentation and the CUDA context (about 0.5 GB) are not in it, and a clip is taken to have
 LABEL_TOKENS tokens.
 
-Training = base + adapter + activations + kept:
+Training = base + adapter + activations + loss + kept:
     base         4 bytes per parameter, 2 for the matrices that `engine.base_dtype` holds in mixed precision; there 2
                  more for each other weight through which gradients flow, since autograd keeps the cast one
     adapter      16 bytes per trainable parameter: weight, gradient, and AdamW's two moments
     activations  what autograd keeps of the clips of a pass (service.activations); with `per_dev_batch: auto`, of one
+    loss         with `engine.fast_loss`, logits and probabilities of LOSS_ROWS tokens at most, and the head cast
     kept         encoder outputs that `engine.keep_encoder_gb` has room for in a GPU's memory. By default they take
                  half of what training leaves, and so none that it needs
 
-Trials that train together have one base in float32, and each of them its adapter and its activations in the decoder;
-the loss is computed for one after the other.
+Trials that train together have one base in float32, and each of them its adapter and its activations in the decoder.
 
 Evaluation = base + weights with adapters folded in (4 bytes each) + keys and values of the decoder's cache and the
 encoder's working set, for a batch with beams.
@@ -39,6 +39,9 @@ from service.spec.whisper_modules import HEAD, Module, modules, total_parameters
 LABEL_TOKENS = 128
 """Tokens of a clip's transcript, taken for the estimate; the most that Whisper knows is 448."""
 
+LOSS_ROWS = 1024
+"""Tokens whose logits jobs/fast/loss.py holds at a time."""
+
 WINDOW_BYTES = 30 * 16_000 * 4
 """A decoded clip's, at most."""
 
@@ -53,12 +56,13 @@ class Training:
     base: int
     adapter: int
     activations: int
+    loss: int = 0
     kept: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.base + self.adapter + self.activations + self.kept
+        return self.base + self.adapter + self.activations + self.loss + self.kept
 
 
 @dataclass(frozen=True)
@@ -165,12 +169,17 @@ def training_memory(
     held = _held(spec, dims, adapted) if half and not trials else []
     base = 4 * total_parameters(dims) - 2 * sum(module.parameters for module in held)
     if half:
-        base += 2 * (_flowing(layers, dims, modules(dims)) - _flowing(layers, dims, held))
-    count = max(1, trials)
+        base += 2 * (_flowing(layers, modules(dims)) - _flowing(layers, held))
+    count, value, loss = max(1, trials), 2 if half else 4, 0
+    if layers.fast_loss:
+        loss = dims.vocab_size * (
+            min(LOSS_ROWS, count * clips * tokens) * (value + 4) + (2 * dims.d_model if half else 0)
+        )
     return Training(
         base=base,
         adapter=16 * trainable * count,
-        activations=clips * (count * (layers.encoder() + layers.decoder()) + layers.loss()),
+        activations=clips * count * (layers.encoder() + layers.decoder() + layers.loss()),
+        loss=loss,
         kept=_kept_outputs(spec, dims, rows, half=half)[0],
     )
 
@@ -190,12 +199,12 @@ def _held(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedModule]) -> lis
     ]
 
 
-def _flowing(layers: Layers, dims: WhisperDims, among: list[Module] | tuple[Module, ...]) -> int:
-    """Weights of linear layers through which gradients flow."""
+def _flowing(layers: Layers, among: list[Module] | tuple[Module, ...]) -> int:
+    """Weights of linear layers through which gradients flow in the backward pass."""
     return sum(
         module.in_features * module.out_features
         for module in among
-        if module.kind == "linear" and layers.flows(module.name)
+        if module.kind == "linear" and layers.flows(module.name) and not (layers.fast_loss and module.name == HEAD)
     )
 
 

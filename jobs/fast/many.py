@@ -7,6 +7,7 @@ PeftModel of its own, whose base weights are the shared ones; it is what is init
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,11 @@ from torch.nn import functional as F
 
 from jobs.adapter import base_name, lora_layers
 from jobs.batches import Batch
+from jobs.fast.greedy import Rules, decode
 from jobs.fast.stack import Layout, Stack, StackedLinear
 from jobs.tokens import IGNORE
-from jobs.train.step import cross_entropy, encoder_output
+from jobs.train.step import encoder_output, labelled_losses
+from jobs.transcribe import Chunk
 
 OF_AUDIO = (".encoder_attn.k_proj", ".encoder_attn.v_proj")
 """Whose input is the encoder's output."""
@@ -58,6 +61,7 @@ class ManyAdapters:
         self._model = self.twin()
         self._places: dict[str, StackedLinear] = {}
         self._trials: list[Any] = []
+        self._stacked = False
         for name, module in list(self._model.model.decoder.named_modules()):
             whole = f"model.decoder.{name}"
             if isinstance(module, nn.Linear):
@@ -68,40 +72,49 @@ class ManyAdapters:
 
     def twin(self) -> Any:
         """Another model over the very weights of the base: a tree of modules, and no memory to speak of."""
-        with torch.device("meta"):
-            made = type(self._base)(self._base.config)
-        made.load_state_dict(self._base.state_dict(), assign=True)
-        made.tie_weights()
-        made.generation_config = self._base.generation_config
-        return made.eval().requires_grad_(False)
+        shared: dict[int, Any] = {id(each): each.data for each in self._base.buffers()}
+        for each in self._base.parameters():
+            shared[id(each)] = nn.Parameter(each.data, requires_grad=False)
+        return copy.deepcopy(self._base, shared)
 
     def add(self, model: Any) -> None:
-        """Take a trial in: its parameters lie with the others' from now on.
+        """Take a trial in: its parameters lie with the others' from the next step on.
 
         Args:
             model: its PeftModel, around a `twin`.
         """
-        self._rebuild([*self._trials, model])
+        self._trials.append(model)
+        self._stacked = False
 
     def remove(self, model: Any) -> None:
         """Let a trial go, with its parameters as they are."""
-        self._rebuild([each for each in self._trials if each is not model])
+        if (index := self._index(model)) >= 0:
+            self._unstack()
+            del self._trials[index]
 
-    def _rebuild(self, trials: list[Any]) -> None:
-        self.release()
-        layers = [{base_name(name): layer for name, layer in lora_layers(trial)} for trial in trials]
+    def release(self) -> None:
+        """Let all trials go."""
+        self._unstack()
+        self._trials = []
+
+    def _stack(self) -> None:
+        """Lay the trials' parameters together: once for all that have come and gone since the last step."""
+        if self._stacked:
+            return
+        self._unstack()
+        layers = [{base_name(name): layer for name, layer in lora_layers(trial)} for trial in self._trials]
         for name, place in self._places.items():
             mine = [each.get(name) for each in layers]
             place.stack = Stack(place.base, mine) if any(layer is not None for layer in mine) else None
-        self._trials = trials
+        self._stacked = True
 
-    def release(self) -> None:
+    def _unstack(self) -> None:
         """Give all trials' parameters memory of their own."""
         for place in self._places.values():
             if place.stack is not None:
                 place.stack.release()
                 place.stack = None
-        self._trials = []
+        self._stacked = False
 
     def gradients(self, works: Sequence[Work], autocast: Callable[[], Any]) -> list[float]:
         """One step of several trials: every parameter of theirs gets its gradient.
@@ -113,6 +126,7 @@ class ManyAdapters:
         Returns:
             each trial's loss, its mean per label token.
         """
+        self._stack()
         stacks = [place.stack for place in self._places.values() if place.stack is not None]
         for stack in stacks:
             stack.begin()
@@ -129,6 +143,28 @@ class ManyAdapters:
             stack.hand_out()
         return [float(loss) for loss in losses.tolist()]
 
+    @torch.no_grad()
+    def decode(
+        self, models: Sequence[Any], audio_BPD: Tensor, prompts_BT: Tensor, rules: Rules
+    ) -> list[list[list[int]]]:
+        """Transcribe clips by several trials, in a pass for each token.
+
+        Args:
+            models: their PeftModels.
+            audio_BPD: what the encoder made of the clips.
+            prompts_BT: the tokens before each transcript.
+            rules: what bounds it.
+
+        Returns:
+            of each trial, B transcripts.
+        """
+        self._stack()
+        count = len(models)
+        self._layout.members = [self._index(model) for model in models]
+        self._layout.audio_of = [0] * count
+        found = decode(self._model, audio_BPD, prompts_BT, rules, models=count)
+        return [found[start : start + len(audio_BPD)] for start in range(0, len(found), len(audio_BPD))]
+
     def _pass(self, group: list[tuple[Work, Batch]], autocast: Callable[[], Any]) -> list[Tensor]:
         """Forward and backward of one batch of each of some trials; all batches hold as many windows."""
         batches = [batch for _, batch in group]
@@ -138,17 +174,12 @@ class ManyAdapters:
                 hidden = self._model.model.decoder(
                     input_ids=inputs_NBT.flatten(0, 1).to(self.device), encoder_hidden_states=audio, use_cache=False
                 ).last_hidden_state
-            # Trial by trial: the logits of all at once would be the largest thing by far.
-            apart = hidden.detach().requires_grad_()
-            losses = []
-            for (work, _), part, labels_BT in zip(
-                group, apart.unflatten(0, inputs_NBT.shape[:2]), labels_NBT, strict=True
-            ):
-                loss = cross_entropy(self._model.proj_out(part), labels_BT.to(self.device)) / work.tokens
-                loss.backward()
-                losses.append(loss.detach())
-        hidden.backward(apart.grad)
-        return losses
+            tokens = labelled_losses(hidden, self._model.proj_out.weight, labels_NBT)
+            # They lie trial by trial. (The sum of each is no gather of floats on a GPU, whose order is left to chance.)
+            counts = (labels_NBT != IGNORE).flatten(1).sum(1).tolist()
+            losses = [part.sum() / work.tokens for part, (work, _) in zip(tokens.split(counts), group, strict=True)]
+        torch.stack(losses).sum().backward()
+        return [loss.detach() for loss in losses]
 
     @contextlib.contextmanager
     def _at_work(self, group: list[tuple[Work, Batch]]) -> Iterator[Tensor]:
@@ -168,10 +199,16 @@ class ManyAdapters:
             layout.generators = None
 
     def _index(self, model: Any) -> int:
-        return next(index for index, each in enumerate(self._trials) if each is model)
+        """A trial's place in the stacks; -1: it is not there."""
+        return next((index for index, each in enumerate(self._trials) if each is model), -1)
 
-    def hear(self, batch: Batch) -> Tensor:
-        """The encoder's output of a batch (B, P, D)."""
+    @property
+    def decoder_layers(self) -> int:
+        """How many there are."""
+        return len(self._base.model.decoder.layers)
+
+    def hear(self, batch: Batch | Chunk) -> Tensor:
+        """The encoder's output of a batch, or of clips that are to be transcribed (B, P, D)."""
         return encoder_output(self._base, batch.features_BMF, batch.heard)
 
 

@@ -148,25 +148,25 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N * B, T, I) gives (N * B, T, O); of audio (U * B, P, I), of U distinct batches, gives (N * B, P, O)."""
-        members, base = self.layout.members, self.base
-        stack = self.stack
+        members, base, stack = self.layout.members, self.base, self.stack
         count = len(members)
         sources = max(self.layout.audio_of) + 1 if self.of_audio else count
-        positions = x.shape[1]
+        positions, clips = x.shape[1], x.shape[0] // sources
         y_UMO = F.linear(x, base.weight).reshape(sources, -1, base.out_features)
-        clips = x.shape[0] // sources
-        x_UMI = x.reshape(sources, -1, base.in_features)
-        y_NMO = self._of_each(y_UMO)
-        gain = None
-        if stack is not None and any(stack.ranks[index] for index in members):
-            low_NMR = self._low(x_UMI, clips, positions) * _of(stack.scale_N, members)[:, None, None]
-            b_NRO = _of(stack.b_NRO, members)
-            y_NMO = torch.baddbmm(y_NMO, low_NMR.to(y_NMO.dtype), b_NRO.to(y_NMO.dtype))
-            gain = stack.gain(members)
-        if gain is not None:
-            y_NMO = (y_NMO * gain).to(y_NMO.dtype)
-        if base.bias is not None:
-            y_NMO = y_NMO + base.bias.to(y_NMO.dtype)
+        if stack is None or not any(stack.ranks[index] for index in members):
+            y_NMO = self._of_each(y_UMO if base.bias is None else y_UMO + base.bias.to(y_UMO.dtype))
+            return y_NMO.reshape(count * clips, positions, base.out_features)
+        low_NMR = self._low(x.reshape(sources, -1, base.in_features), clips, positions)
+        # Scale and gain are taken to B, which is small; what is as large as the output is written twice, and no more.
+        b_NRO = _of(stack.b_NRO, members) * _of(stack.scale_N, members)[:, None, None]
+        gain = stack.gain(members)
+        if gain is None:
+            y_NMO = self._of_each(y_UMO if base.bias is None else y_UMO + base.bias.to(y_UMO.dtype))
+        else:
+            b_NRO = b_NRO * gain
+            y_NMO = self._of_each(y_UMO)
+            y_NMO = (y_NMO * gain if base.bias is None else torch.addcmul(base.bias, y_NMO, gain)).to(y_UMO.dtype)
+        y_NMO = torch.baddbmm(y_NMO, low_NMR.to(y_NMO.dtype), b_NRO.to(y_NMO.dtype))
         return y_NMO.reshape(count * clips, positions, base.out_features)
 
     def _low(self, x_UMI: Tensor, clips: int, positions: int) -> Tensor:
@@ -186,7 +186,11 @@ class StackedLinear(nn.Module):
 
     def _of_each(self, distinct: Tensor) -> Tensor:
         """Of distinct audio (U, ...) each trial's (N, ...); of text, which is each trial's own, what is given."""
-        return distinct[self.layout.audio_of] if self.of_audio else distinct
+        if not self.of_audio:
+            return distinct
+        if len(distinct) == 1:
+            return distinct.expand(len(self.layout.members), -1, -1)
+        return distinct[self.layout.audio_of]
 
     def _masks(self, rates: list[float], clips: int, positions: int, like: Tensor) -> Tensor:
         """What dropout multiplies each trial's input with (N, M, I): the numbers that the trial alone would draw, also

@@ -53,6 +53,7 @@ from jobs.train.session import Session
 from jobs.train.step import forward_loss
 from jobs.train.store import CheckpointStore
 from jobs.train.validation import validation_loss
+from jobs.transcribe import Listener
 from service.artifacts import ADAPTER, BASE_LINES, TUNED_LINES
 from service.errors import DivergedError, JobFailedError, StoppedError
 from service.spec.job import JobSpec
@@ -215,7 +216,9 @@ class Trainer:
         self._cast_base()
         self.parameters = [parameter for _, parameter in trainable_parameters(self.model)]
         self._cut_steps()
-        optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay, foreach=True
+        )
         warmup = self.settings.warmup_steps(self.steps)
         self.scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.steps)
         self.first_learning_step = 2 if warmup else 1  # a warm-up begins at a learning rate of 0
@@ -324,16 +327,7 @@ class Trainer:
         tokens, stops = distributed.sum_numbers([counted, self.session.stopping()], self.runtime.device)
         if stops:
             self._stop()
-        loss = self._gradients(batches, tokens)
-        norm = self.runtime.clip(self.parameters, self.optimizer, self.spec.engine.max_grad_norm)
-        if self.runtime.scaler is None and not math.isfinite(norm):
-            raise DivergedError(self._diverged(f"the gradient's norm is {norm}"))
-        rate = float(self.scheduler.get_last_lr()[0])
-        self.optimizer.step()
-        if not self.runtime.skipped(self.optimizer):
-            self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.dora.refresh()
+        loss, norm, rate = self._learn(batches, tokens)
         self.progress.step += 1
         for window in (self.window, self.whole):
             window.add(loss, self.schedule, self.progress.step)
@@ -358,6 +352,28 @@ class Trainer:
         where = f"at step {step} of {self.steps}; its checkpoint is kept" if step else "before the first step"
         raise StoppedError(f"stopped {where}. The same command goes on from there")
 
+    def _learn(self, batches: tuple[list[Batch], ...], tokens: float) -> tuple[float, float, float]:
+        """Forward, backward, and the optimizer's step; returns the loss, the gradient's norm and the learning rate."""
+        loss = self.finite(self._gradients(batches, tokens))
+        return loss, *self.update()
+
+    def update(self) -> tuple[float, float]:
+        """One step of the optimizer by the gradients that are there; returns their norm and the learning rate.
+
+        Raises:
+            DivergedError: the norm is not a finite number.
+        """
+        norm = self.runtime.clip(self.parameters, self.optimizer, self.spec.engine.max_grad_norm)
+        if self.runtime.scaler is None and not math.isfinite(norm):
+            raise DivergedError(self._diverged(f"the gradient's norm is {norm}"))
+        rate = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        if not self.runtime.skipped(self.optimizer):
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.dora.refresh()
+        return norm, rate
+
     def _gradients(self, batches: tuple[list[Batch], ...], tokens: float) -> float:
         """Forward and backward; the loss is the mean over the label tokens of all workers and passes.
 
@@ -365,22 +381,26 @@ class Trainer:
             batches: the forward passes of this worker's virtual ranks.
             tokens: label tokens of all workers.
         """
-        device, frozen = self.runtime.device, self.settings.freeze_encoder
+        device, frozen, fast = self.runtime.device, self.settings.freeze_encoder, self.spec.engine.fast_loss
         total = torch.zeros((), dtype=torch.float64, device=device)  # read once a step: reading waits for the GPU
         for rank, passes in zip(self.ranks.mine, batches, strict=True):
             with self.ranks.at_work(rank):
                 for batch in passes:
                     with self.runtime.autocast():
-                        part = forward_loss(self.model, batch, device, freeze_encoder=frozen)
+                        part = forward_loss(self.model, batch, device, freeze_encoder=frozen, fast_loss=fast)
                     part = part / tokens
                     total += part.detach()
                     self.runtime.backward(part)
         (loss,) = distributed.sum_numbers([float(total)], device)
-        self._finite(loss)
         distributed.sum_gradients(self.parameters)
         return loss
 
-    def _finite(self, loss: float) -> float:
+    def finite(self, loss: float) -> float:
+        """A loss that is a number.
+
+        Raises:
+            DivergedError: it is none.
+        """
         if not math.isfinite(loss):
             raise DivergedError(self._diverged(f"the loss is {loss}"))
         return loss
@@ -524,7 +544,12 @@ class Trainer:
                 stopping=self.session.stopping,
                 outputs=outputs,
                 features=self.clips.features(self.task.val, outputs),
+                listener=self._listener(),
             )
+
+    def _listener(self) -> Listener | None:
+        """What transcribes; None: as `evaluation` says."""
+        return None
 
 
 class Window:

@@ -245,7 +245,7 @@ def estimated(passes: Passes, device: torch.device, sharers: int = 1) -> Choice:
 
 
 def _still_needed(memory: Training) -> int:
-    return memory.activations + memory.adapter * 3 // 4
+    return memory.activations + memory.loss + memory.adapter * 3 // 4
 
 
 def room_on_host(passes: Passes, sharers: int) -> int:

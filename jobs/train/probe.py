@@ -74,7 +74,13 @@ def one_pass(
     tokens_BT = torch.zeros(windows, passes.tokens, dtype=torch.int64)
     batch = Batch(features_BMF, tokens_BT, tokens_BT, rows=[])
     with runtime.autocast():
-        loss = forward_loss(model, batch, runtime.device, freeze_encoder=passes.spec.training.freeze_encoder)
+        loss = forward_loss(
+            model,
+            batch,
+            runtime.device,
+            freeze_encoder=passes.spec.training.freeze_encoder,
+            fast_loss=passes.spec.engine.fast_loss,
+        )
     runtime.backward(loss / tokens_BT.numel())
     del moments
 

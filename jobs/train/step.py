@@ -11,11 +11,14 @@ from torch.nn import functional as F
 
 from jobs.batches import Batch
 from jobs.fast.encoder_outputs import Encode, Heard
+from jobs.fast.loss import is_plain_head, token_losses
 from jobs.model import whisper_of
 from jobs.tokens import IGNORE
 
 
-def forward_loss(model: Any, batch: Batch, device: torch.device, *, freeze_encoder: bool) -> Tensor:
+def forward_loss(
+    model: Any, batch: Batch, device: torch.device, *, freeze_encoder: bool, fast_loss: bool = True
+) -> Tensor:
     """Cross-entropy of one batch, summed over its label tokens (the caller divides by the global count).
 
     Args:
@@ -23,6 +26,7 @@ def forward_loss(model: Any, batch: Batch, device: torch.device, *, freeze_encod
         batch: features (B, M, F) or encoder outputs, decoder inputs and labels (B, T).
         device: where the model is.
         freeze_encoder: run the encoder without gradients and without dropout.
+        fast_loss: compute no logits where there is no label, and keep none; False: as transformers does.
 
     Returns:
         float32 scalar.
@@ -33,14 +37,29 @@ def forward_loss(model: Any, batch: Batch, device: torch.device, *, freeze_encod
         heard["encoder_outputs"] = (encoder_output(model, batch.features_BMF, batch.heard),)
     else:
         heard["input_features"] = batch.features_BMF.to(device, non_blocking=True)
-    logits_BTV = model(**heard, decoder_input_ids=batch.inputs_BT.to(device, non_blocking=True), use_cache=False).logits
+    inputs_BT = batch.inputs_BT.to(device, non_blocking=True)
+    whisper = whisper_of(model)
+    if fast_loss and is_plain_head(whisper.proj_out):
+        hidden_BTD = whisper.model(**heard, decoder_input_ids=inputs_BT, use_cache=False).last_hidden_state
+        return labelled_losses(hidden_BTD, whisper.proj_out.weight, batch.labels_BT).sum()
+    logits_BTV = model(**heard, decoder_input_ids=inputs_BT, use_cache=False).logits
     labels_BT = batch.labels_BT.to(device, non_blocking=True)
-    return cross_entropy(logits_BTV, labels_BT)
-
-
-def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Summed over the label tokens; float32 scalar."""
     return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def labelled_losses(hidden_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor) -> Tensor:
+    """Cross-entropy of each label token, row by row (M,), in float32.
+
+    Args:
+        hidden_BTD: the decoder's output.
+        weight_VD: of the head.
+        labels_BT: where it is at hand without waiting for a GPU: on the CPU.
+    """
+    labels = labels_BT.flatten()
+    places = (labels != IGNORE).nonzero()[:, 0]
+    device = hidden_BTD.device
+    hidden_MD = hidden_BTD.flatten(0, 1).index_select(0, places.to(device, non_blocking=True))
+    return token_losses(hidden_MD, weight_VD, labels[places].to(device, non_blocking=True))
 
 
 def encoder_output(model: Any, features_BMF: Tensor, heard: Heard | None) -> Tensor:

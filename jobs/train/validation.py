@@ -32,12 +32,13 @@ def validation_loss(model: Any, dataset: Any, loader: Loader, spec: JobSpec, ses
     device = next(model.parameters()).device
     rows, size = shard(dataset, session.rank, session.workers), spec.evaluation.batch_size
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    frozen = spec.training.freeze_encoder
     was_training, total, tokens, stopped = model.training, 0.0, 0, session.stopping()
     model.eval()
     try:
         with ThreadPoolExecutor(spec.data.threads, thread_name_prefix="audio") as pool, torch.no_grad():
             for done, (_, batch) in enumerate(read_ahead(pool, loader.make, [] if stopped else chunks), 1):
-                loss = forward_loss(model, batch, device, freeze_encoder=spec.training.freeze_encoder)
+                loss = forward_loss(model, batch, device, freeze_encoder=frozen, fast_loss=spec.engine.fast_loss)
                 total += float(loss)
                 tokens += label_tokens([batch])
                 seen = min(done * size * session.workers, len(dataset))

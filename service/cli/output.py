@@ -121,6 +121,8 @@ def _memory_facts(memory: Memory) -> list[tuple[str, str]]:
     clips = f"{memory.clips} clip{'s' * (memory.clips > 1)}"
     parts = [f"base {_gigabytes(training.base)}", f"adapter and optimizer {_gigabytes(training.adapter)}"]
     parts.append(f"activations of {clips} {_gigabytes(training.activations)}")
+    if training.loss:
+        parts.append(f"loss {_gigabytes(training.loss)}")
     if training.kept:
         parts.append(f"kept encoder outputs {_gigabytes(training.kept)}")
     facts = [

@@ -111,6 +111,11 @@ class EngineConfig(Spec):
     silence behind it follow from the loudest one. On the CPU they are those of transformers' extractor to the bit, on a
     GPU they differ by rounding. False: transformers' extractor, which transforms the whole window, on the CPU."""
 
+    fast_loss: bool = True
+    """Compute the loss and its gradient straight from the decoder's output, some rows at a time and only where there
+    is a label: logits over the whole vocabulary, the largest thing that the decoder makes, are not kept. False: as
+    transformers does, and so too where the output head has an adapter. The results differ by rounding."""
+
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

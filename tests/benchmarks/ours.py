@@ -31,8 +31,10 @@ def write_manifest(folder: Path, clips: list[Clip]) -> Path:
     return folder
 
 
-def job(base: Path, manifest: Path, outdir: Path, recipe: Recipe, batch: int, **sections: dict[str, Any]) -> JobSpec:
-    """One epoch over the clips, in the plain side's terms."""
+def job(
+    base: Path, manifest: Path, outdir: Path, recipe: Recipe, batch: int, epochs: int = 1, **sections: dict[str, Any]
+) -> JobSpec:
+    """Epochs over the clips, in the plain side's terms."""
     training = {
         "base_model": str(base),
         "train_csv": str(manifest / "train.csv"),
@@ -50,7 +52,7 @@ def job(base: Path, manifest: Path, outdir: Path, recipe: Recipe, batch: int, **
         "grad_accum": 1,
         "eval_steps": 10_000,
         "save_steps": 10_000,
-        "epochs": 1,
+        "epochs": epochs,
     }
     settings: dict[str, dict[str, Any]] = {
         "training": training,

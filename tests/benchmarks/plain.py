@@ -77,7 +77,7 @@ class Clips(torch.utils.data.Dataset):  # type: ignore[misc]
         mono = soxr.resample(samples.mean(axis=1), rate, RATE_HZ)
         features = self.processor.feature_extractor(mono, sampling_rate=RATE_HZ, return_tensors="np").input_features[0]
         self.processor.tokenizer.set_prefix_tokens(language=language, task="transcribe", predict_timestamps=False)
-        return {"input_features": features, "labels": self.processor.tokenizer(text).input_ids[1:]}
+        return {"input_features": features, "labels": self.processor.tokenizer(" " + text).input_ids[1:]}
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -1,13 +1,13 @@
 """A decoder-only search of 1, 4 and 16 trials: ours, over one base, beside one plain run after the other.
 
-    python tests/benchmarks/search_together.py [--shape nano] [--trials 1 4 16] [--steps 12] [--batch 4]
+    python tests/benchmarks/search_together.py [--shape nano] [--trials 1 4 16] [--steps 24] [--epochs 3] [--batch 4]
 
 Plain: Seq2SeqTrainer with PEFT (plain.py), as it comes and tuned, for one trial of each kind in the search, times the
 number of trials of that kind: they do nothing but wait for each other. Ours: `jobs.search.shared`, trials in threads of
 this process, whole trainings with their checkpoints and last evaluation by loss, which the plain runs have not. Same
-clips, clips per step, steps, learning rate, precision (float32 on a CPU, bf16 on a GPU). Loading counts on both sides:
-ours loads the base once. Prints JSON: ratios of the plain sides' seconds to ours, seconds, losses, and `equality`: the
-largest difference of a trial's mean loss from that of its configuration trained alone by our engine.
+clips, clips per step, steps, epochs, learning rate, precision (float32 on a CPU, bf16 on a GPU). Loading counts on both
+sides: ours loads the base once. Prints JSON: ratios of the plain sides' seconds to ours, seconds, losses, and
+`equality`: the largest difference of a trial's mean loss from that of its configuration trained alone by our engine.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def together(specs: list[JobSpec], data: Storage) -> tuple[float, list[float], i
     return seconds, losses, peak[0]
 
 
-def measure(shape: str, trials: list[int], steps: int, batch: int) -> dict[str, Any]:
-    """Run all sides; see the module."""
+def measure(shape: str, trials: list[int], steps: int, epochs: int, batch: int) -> dict[str, Any]:
+    """Run all sides; see the module. `steps` are those of all epochs."""
     found: dict[str, Any] = {"plain": {}, "plain_tuned": {}, "ours": {}}
     with tempfile.TemporaryDirectory(prefix="whisper-jobs-bench-") as scratch:
         folder = Path(scratch)
         base = write_base(folder, shape)
-        clips = write_clips(folder / "clips", steps * batch + ours.HELD_OUT, SECONDS)
+        clips = write_clips(folder / "clips", steps // epochs * batch + ours.HELD_OUT, SECONDS)
         manifest = ours.write_manifest(folder / "manifest", clips)
         rows = clips[: -ours.HELD_OUT]
         for name, tuned in (("plain", False), ("plain_tuned", True)):
@@ -81,12 +81,12 @@ def measure(shape: str, trials: list[int], steps: int, batch: int) -> dict[str, 
                 found[name][recipe] = vars(plain.train(base, rows, recipe, steps=steps, batch=batch, tuned=tuned))
         alone = {}
         for recipe in recipes(4):
-            spec = ours.job(base, manifest, folder / f"alone-{recipe.rank}-{recipe.dora}", recipe, batch)
+            spec = ours.job(base, manifest, folder / f"alone-{recipe.rank}-{recipe.dora}", recipe, batch, epochs)
             alone[recipe] = ours.train(spec, ours.prepared(spec, folder / "data")).loss
         for count in trials:
             wanted = recipes(count)
             specs = [
-                ours.job(base, manifest, folder / f"{count}/{index}", recipe, batch)
+                ours.job(base, manifest, folder / f"{count}/{index}", recipe, batch, epochs)
                 for index, recipe in enumerate(wanted)
             ]
             seconds, losses, peak = together(specs, Storage(str(folder / "data")))
@@ -104,7 +104,14 @@ def measure(shape: str, trials: list[int], steps: int, batch: int) -> dict[str, 
             f"rank {recipe.rank}, {'DoRA' if recipe.dora else 'LoRA'}": ran for recipe, ran in found[name].items()
         }
     equality = max(ran["apart"] for ran in found["ours"].values())
-    return {"ratios": ratios, "equality": {"trial_loss_apart": equality}, "shape": shape, "runs": found}
+    return {
+        "ratios": ratios,
+        "equality": {"trial_loss_apart": equality},
+        "shape": shape,
+        "steps": steps,
+        "epochs": epochs,
+        "runs": found,
+    }
 
 
 def main() -> None:
@@ -112,10 +119,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default=default_shape())
     parser.add_argument("--trials", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4)
     options = parser.parse_args()
-    found = measure(options.shape, options.trials, options.steps, options.batch)
+    found = measure(options.shape, options.trials, options.steps, options.epochs, options.batch)
     print(json.dumps({"command": command()} | machine() | found, indent=2))
 
 

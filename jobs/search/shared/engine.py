@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -14,20 +13,34 @@ import torch
 
 from jobs.batches import Batch, Loader
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin
+from jobs.fast.greedy import Rules, why_not
 from jobs.fast.many import ManyAdapters, Work
 from jobs.model import Whisper, load_whisper
 from jobs.packing import Entry
 from jobs.search.runner import Event, TrialRun, stream
+from jobs.search.shared.listening import Listen, Together, Tokens, listen
 from jobs.search.shared.lockstep import Lockstep
+from jobs.search.shared.once import Once
 from jobs.search.shared.trainer import SharedTrainer
 from jobs.stopping import StopSignals
 from jobs.train.heard import make_audio
 from jobs.train.here import train_here
 from jobs.train.kept import make_outputs
 from jobs.train.pass_size import Choice, Passes, estimated
+from jobs.transcribe import Chunk, Listener, Prompts
 from service.plan import largest_job, trained_parameters
 from service.spec.job import JobSpec
 from service.spec.shared import trials_together
+
+Learned = tuple[float, float, float]
+"""What a trial hears of its step: its loss, its gradient's norm, and its learning rate."""
+
+Wishes = dict["SharedTrainer", Work | Listen]
+Answers = dict["SharedTrainer", Any]
+"""Of each trial what it hears of its step, its transcripts, or an error."""
+
+_KEPT_CHUNKS = 4
+"""Of clips to be transcribed: a trial reads one ahead of the one that it has before it."""
 
 _KEPT_BATCHES = 64
 """Batches that are kept for trials that come to them a little later."""
@@ -47,8 +60,11 @@ class SharedEngine:
         self._whisper = load_whisper(spec.training.base_model, revision, attention=spec.engine.attention)
         self._whisper.model.to("cuda" if has_gpu(spec) else "cpu")
         self._many = ManyAdapters(self._whisper.model)
-        self._step: Lockstep[tuple[Work, Any], float] = Lockstep(self._compute)
-        self._batches = Batches()
+        self._step: Lockstep[Work | Listen, Any] = Lockstep(self._in_one_thread)
+        # torch keeps a team of threads for each thread that computes; sixteen of them would fight over a CPU.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="step")
+        self._batches: Once[Batch] = Once(_KEPT_BATCHES)
+        self._chunks: Once[Chunk] = Once(_KEPT_CHUNKS)
         self._outputs: dict[Origin, EncoderOutputs] = {}
         self._spec = spec
         self._choices: dict[int, Choice] = {}
@@ -84,9 +100,15 @@ class SharedEngine:
             return self._outputs[origin]
 
     def loader(self, loader: Loader, seed: int, *, trains: bool) -> Loader:
-        """A trial's loader; batches of the training set are made once for all trials of one seed."""
+        """A trial's loader; batches of the training set are made once for all trials of one seed, by which clips are
+        varied."""
+        make = loader.make
+
+        def once(entries: Sequence[Entry], epoch: int | None = None) -> Batch:
+            return self._batches.get((seed, epoch, tuple(entries)), lambda: make(entries, epoch))
+
         if trains:
-            loader.make = self._batches.shared(loader.make, seed)  # type: ignore[method-assign]
+            loader.make = once  # type: ignore[method-assign]
         return loader
 
     def choice(self, passes: Passes) -> Choice:
@@ -97,6 +119,20 @@ class SharedEngine:
             if clips not in self._choices:
                 self._choices[clips] = estimated(of_search(passes, self._spec), self._many.device)
             return self._choices[clips]
+
+    def listener(self, trainer: SharedTrainer) -> Listener | None:
+        """What transcribes for a trial; None: generate(), for each trial by itself."""
+        settings, whisper = trainer.spec.evaluation, self._whisper
+        if not settings.fast_decoding or why_not(whisper.model, settings.num_beams) is not None:
+            return None
+        prompts = Prompts(whisper.model, whisper.processor, multilingual=whisper.multilingual)
+        rules = Rules.of(whisper.model, settings.max_new_tokens)
+
+        def ask(wish: Listen) -> Tokens:
+            found: Tokens = self._step.ask(trainer, wish)
+            return found
+
+        return Together(ask, trainer.model, prompts, rules, self._chunks)
 
     def join(self, trainer: SharedTrainer) -> None:
         """Have the others wait for a trial from now on."""
@@ -110,26 +146,43 @@ class SharedEngine:
         """Let a trial go, if it is there."""
         self._step.leave(trainer, lambda: self._many.remove(getattr(trainer, "model", None)))
 
-    def gradients(self, trainer: SharedTrainer, work: Work) -> float:
-        """The trial's share of the common step; returns its loss."""
-        return self._step.ask(trainer, (work, trainer.runtime.autocast))
-
-    def _compute(self, wishes: dict[Any, tuple[Work, Any]]) -> dict[Any, float | BaseException]:
-        """All of it at once or, where memory is short, in halves."""
-        members = list(wishes)
-        works = [wishes[member][0] for member in members]
-        autocast = wishes[members[0]][1]
-        try:
-            return dict(zip(members, self._many.gradients(works, autocast), strict=True))
-        except torch.OutOfMemoryError as error:
-            if len(members) == 1:
-                return {members[0]: error}
-        torch.cuda.empty_cache()
-        half = len(members) // 2
-        found: dict[Any, float | BaseException] = {}
-        for part in (members[:half], members[half:]):
-            found |= self._compute({member: wishes[member] for member in part})
+    def learn(self, trainer: SharedTrainer, work: Work) -> Learned:
+        """The trial's share of the common step; returns its loss, its gradient's norm and its learning rate."""
+        found: Learned = self._step.ask(trainer, work)
         return found
+
+    def _in_one_thread(self, wishes: Wishes) -> Answers:
+        return self._thread.submit(self._answer, wishes).result()
+
+    def _answer(self, wishes: Wishes) -> Answers:
+        works = {trainer: wish for trainer, wish in wishes.items() if isinstance(wish, Work)}
+        listens = {trainer: wish for trainer, wish in wishes.items() if isinstance(wish, Listen)}
+        return (self._learn(works) if works else {}) | (self._listen(listens) if listens else {})
+
+    def _learn(self, wishes: dict[SharedTrainer, Work]) -> Answers:
+        """All of it at once or, where memory is short, in halves."""
+        trainers = list(wishes)
+        try:
+            losses = self._many.gradients(list(wishes.values()), trainers[0].runtime.autocast)
+        except torch.OutOfMemoryError as error:
+            if len(trainers) == 1:
+                return {trainers[0]: error}
+        else:
+            return {trainer: _learned(trainer, loss) for trainer, loss in zip(trainers, losses, strict=True)}
+        torch.cuda.empty_cache()
+        half = len(trainers) // 2
+        found: Answers = {}
+        for part in (trainers[:half], trainers[half:]):
+            found |= self._learn({trainer: wishes[trainer] for trainer in part})
+        return found
+
+    def _listen(self, wishes: dict[SharedTrainer, Listen]) -> Answers:
+        trainers = list(wishes)
+        try:
+            with trainers[0].runtime.autocast():
+                return dict(zip(trainers, listen(self._many, list(wishes.values())), strict=True))
+        except Exception as error:  # noqa: BLE001  # raised in the trials' own threads; others go on with their steps
+            return dict.fromkeys(trainers, error)
 
 
 def of_search(passes: Passes, search: JobSpec) -> Passes:
@@ -143,29 +196,9 @@ def of_search(passes: Passes, search: JobSpec) -> Passes:
     return replace(passes, spec=spec, trainable=trainable, trials=trials_together(search))
 
 
-class Batches:
-    """Batches of the training set, each made once for all trials that come to it at about the same time."""
-
-    def __init__(self) -> None:
-        self._made: OrderedDict[Any, Future[Batch]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def shared(self, make: Callable[..., Batch], seed: int) -> Callable[..., Batch]:
-        """A `Loader.make` that makes no batch twice; the seed is that by which clips are varied."""
-
-        def once(entries: Sequence[Entry], epoch: int | None = None) -> Batch:
-            key, future = (seed, epoch, tuple(entries)), Future[Batch]()
-            with self._lock:
-                found = self._made.setdefault(key, future)
-                while len(self._made) > _KEPT_BATCHES:
-                    self._made.popitem(last=False)
-            if found is future:
-                try:
-                    future.set_result(make(entries, epoch))
-                except BaseException as error:  # noqa: BLE001  # of whoever waits for it
-                    with self._lock:
-                        self._made.pop(key, None)
-                    future.set_exception(error)
-            return found.result()
-
-        return once
+def _learned(trainer: SharedTrainer, loss: float) -> Learned | BaseException:
+    """Let a trial's optimizer make its step; what goes wrong there is that trial's own."""
+    try:
+        return trainer.finite(loss), *trainer.update()
+    except Exception as error:  # noqa: BLE001  # raised in the trial's own thread
+        return error

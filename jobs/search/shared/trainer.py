@@ -14,6 +14,7 @@ from jobs.fast.many import Work
 from jobs.train.checkpoint import random_states
 from jobs.train.loop import Trainer, TrainTask
 from jobs.train.session import Session
+from jobs.transcribe import Listener
 
 if TYPE_CHECKING:
     from jobs.augment import Augmenter
@@ -74,13 +75,18 @@ class SharedTrainer(Trainer):
     def _choose_passes(self, sharers: int) -> Choice:
         return self.engine.choice(self._passes())
 
-    def _gradients(self, batches: tuple[list[Batch], ...], tokens: float) -> float:
+    def _learn(self, batches: tuple[list[Batch], ...], tokens: float) -> tuple[float, float, float]:
         (passes,) = batches
-        return self._finite(self.engine.gradients(self, Work(self.model, passes, tokens, self.streams.generator)))
+        return self.engine.learn(self, Work(self.model, passes, tokens, self.streams.generator))
 
     def _measure(self) -> dict[str, float]:
+        if self.spec.evaluation.metric == "wer" and self._listener() is not None:
+            return super()._measure()
         with self.engine.scoring:  # one after the other: each has the processor to itself
             return super()._measure()
+
+    def _listener(self) -> Listener | None:
+        return self.engine.listener(self)
 
     def _take_best(self) -> dict[str, Any]:
         self.engine.leave(self)

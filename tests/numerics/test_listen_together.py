@@ -1,0 +1,220 @@
+"""Trials that train together are scored together: each says what it says alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from engine import fill_adapters, job, keeping, run_engine
+
+from jobs.adapter import attach
+from jobs.batches import Features
+from jobs.fast.greedy import Rules, decode
+from jobs.fast.log_mel import LogMel
+from jobs.fast.many import ManyAdapters
+from jobs.model import load_whisper
+from jobs.prepare import prepare, split_file
+from jobs.search.runner import TrialRun
+from jobs.search.shared import listening
+from jobs.search.shared.engine import SharedEngine
+from jobs.search.shared.listening import Listen, listen
+from jobs.search.shared.once import Once
+from jobs.train.step import encoder_output
+from jobs.transcribe import Chunk, Prompts
+from service.errors import StoppedError
+from service.spec.job import JobSpec
+from service.spec.training import TrainingConfig
+from service.storage import Storage
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+TRIALS: list[dict[str, Any]] = [
+    {"lora_r": 4, "lora_alpha": 8},
+    {"lora_r": 8, "use_dora": True, "lora_dropout": 0.3},
+    {"lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]},
+]
+POINTS: list[dict[str, Any]] = [
+    {"lora_r": 4, "lr": 2e-2},
+    {"lora_r": 8, "use_dora": True, "lr": 1e-2},
+    {"lora_r": 4, "lr": 1e-3, "epochs": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def whisper(tiny: Path) -> Any:
+    return load_whisper(str(tiny))
+
+
+@pytest.fixture(scope="module")
+def rows(tiny: Path, tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    spec = job(tiny, tones, tmp_path_factory.mktemp("rows") / "run")
+    prepare(spec, spec.root, {"train": str(tones / "train.csv"), "val": str(tones / "val.csv")}, str(tiny))
+    return Dataset.from_file(f"{spec.root}/{split_file('train')}")
+
+
+@pytest.fixture
+def chunk(whisper: Any, rows: Dataset) -> Chunk:
+    records = [rows[number] for number in range(7)]
+    features = Features(LogMel(whisper.processor.feature_extractor, torch.device("cpu"))).of(records, list(range(7)))
+    return Chunk(features, None, [record["language"] for record in records])
+
+
+def trials(many: ManyAdapters) -> list[Any]:
+    """PEFT models, each with an update that changes what is said."""
+    found = []
+    for seed, point in enumerate(TRIALS):
+        torch.manual_seed(seed)
+        settings = TrainingConfig(freeze_encoder=True, **({"lora_target_modules": TARGETS} | point))
+        model, _ = attach(many.twin(), settings)
+        fill_adapters(model, 0.2, seed)
+        found.append(model.eval())
+    return found
+
+
+@pytest.mark.parametrize("at_once", [7, 3, 1])
+def test_each_trial_says_what_it_says_alone(
+    whisper: Any, chunk: Chunk, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = ManyAdapters(whisper.model)
+    models = trials(many)
+    prompts = Prompts(whisper.model, whisper.processor, multilingual=True)(chunk.languages)
+    rules = Rules.of(whisper.model, 20)
+    with torch.no_grad():
+        alone = [decode(model, encoder_output(model, chunk.features_BMF, None), prompts, rules) for model in models]
+    assert len({str(texts) for texts in alone}) == len(models), "adapters that change nothing would prove nothing"
+
+    for model in models:
+        many.add(model)
+    monkeypatch.setattr(listening, "_clips_at_once", lambda *_: at_once)
+    order = [2, 0, 1]
+    found = listen(many, [Listen(models[place], chunk, prompts, rules) for place in order])
+
+    assert found == [alone[place] for place in order]
+
+
+def test_training_goes_on_behind_it(whisper: Any, chunk: Chunk, rows: Dataset) -> None:
+    """What a layer keeps of its adapters from scoring has to serve autograd."""
+    import contextlib
+
+    from jobs.batches import Loader
+    from jobs.fast.many import Work
+
+    many = ManyAdapters(whisper.model)
+    models = trials(many)
+    prompts = Prompts(whisper.model, whisper.processor, multilingual=True)(chunk.languages)
+    for model in models:
+        many.add(model)
+    batch = Loader(rows, whisper.processor.feature_extractor, whisper.prompter(), threads=1, prefetch=1).make([0, 1])
+    works = [Work(model, [batch], 9.0, torch.Generator().manual_seed(1)) for model in models]
+    before = many.gradients(works, contextlib.nullcontext)
+    with torch.inference_mode():
+        listen(many, [Listen(model, chunk, prompts, Rules.of(whisper.model, 5)) for model in models])
+    again = [Work(model, [batch], 9.0, torch.Generator().manual_seed(1)) for model in models]
+
+    assert many.gradients(again, contextlib.nullcontext) == before
+
+
+@pytest.fixture
+def spec_of(tiny: Path, tones: Path, tmp_path: Path) -> Callable[..., JobSpec]:
+    def make(name: str, **training: Any) -> JobSpec:
+        settings: dict[str, Any] = {"freeze_encoder": True, "epochs": 2, "eval_steps": 4, "lora_dropout": 0.0}
+        sections = {"resources": {"workers": 0}, "evaluation": {"metric": "wer", "batch_size": 4, "max_new_tokens": 12}}
+        return keeping(job(tiny, tones, tmp_path / name, sections, **settings | training), 100)
+
+    return make
+
+
+@pytest.fixture
+def data(spec_of: Callable[..., JobSpec]) -> Storage:
+    spec = spec_of("data")
+    splits = {"train": str(spec.training.train_csv), "val": str(spec.training.val_csv)}
+    prepare(spec, spec.root, splits, str(spec.training.base_model))
+    return Storage(spec.root)
+
+
+def run_together(
+    engine: SharedEngine, specs: list[JobSpec], data: Storage, stopping: Callable[[int], bool]
+) -> list[list[Any]]:
+    """Each trial's events, the last one its result or what it raised."""
+    said: list[list[Any]] = [[] for _ in specs]
+
+    def go(index: int) -> None:
+        run = TrialRun(specs[index], Storage(specs[index].root), data, None)
+        try:
+            for event in engine.events(run, lambda: stopping(index)):
+                said[index].append(event)
+        except StoppedError as error:
+            said[index].append(error)
+
+    threads = [threading.Thread(target=go, args=(index,)) for index in range(len(specs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(240)
+        assert not thread.is_alive()
+    return said
+
+
+def test_trials_are_scored_in_one_pass_and_as_each_alone(spec_of: Callable[..., JobSpec], data: Storage) -> None:
+    specs = [spec_of(f"trial-{index}", **point) for index, point in enumerate(POINTS)]
+    engine = SharedEngine(specs[0], None)
+    passes: list[int] = []
+    inner = engine._many.decode
+    engine._many.decode = lambda models, *rest: (passes.append(len(models)), inner(models, *rest))[1]  # type: ignore[method-assign]
+
+    said = run_together(engine, specs, data, lambda index: False)
+
+    assert passes.count(3) >= 4, passes  # the evaluation of step 4, clip by clip; then they have unlike schedules
+    rates = []
+    for index, point in enumerate(POINTS):
+        history = said[index][-1]["result"]["training"]["history"]
+        alone, _ = run_engine(spec_of(f"alone-{index}", **point))
+        assert history == alone["training"]["history"]
+        rates.append(history[-1]["cer"])
+    assert len(set(rates)) > 1, "rates that are all the same would prove nothing"
+
+
+def test_a_trial_that_is_stopped_while_all_are_scored_leaves_the_others_alone(
+    spec_of: Callable[..., JobSpec], data: Storage
+) -> None:
+    specs = [spec_of(f"trial-{index}", **point) for index, point in enumerate(POINTS[:2])]
+    engine, scored = SharedEngine(specs[0], None), threading.Event()
+    inner = engine._many.decode
+
+    def decoded(*given: Any) -> Any:
+        scored.set()
+        return inner(*given)
+
+    engine._many.decode = decoded  # type: ignore[method-assign]
+    stopped, other = run_together(engine, specs, data, lambda index: index == 0 and scored.is_set())
+
+    assert isinstance(stopped[-1], StoppedError)
+    alone, _ = run_engine(spec_of("alone", **POINTS[1]))
+    assert other[-1]["result"]["training"]["history"] == alone["training"]["history"]
+
+
+def test_what_one_makes_serves_all_who_come_to_it() -> None:
+    once, made, barrier = Once[int](2), [], threading.Barrier(4)
+
+    def make() -> int:
+        made.append(1)
+        return len(made)
+
+    def go() -> None:
+        barrier.wait()
+        assert once.get("a", make) == 1
+
+    threads = [threading.Thread(target=go) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [1]
+    assert [once.get(key, make) for key in ("b", "c", "a")] == [2, 3, 4], "a was let go"
+    with pytest.raises(ZeroDivisionError):
+        once.get("d", lambda: 1 // 0)
+    assert once.get("d", make) == 5, "a failure is not kept"
