@@ -60,7 +60,9 @@ def take_to_the_end(job: Job, ledger: Ledger, rows: int, revision: str | None) -
 
 def ship(job: Job, ledger: Ledger, winner: Trial, rows: int) -> None:
     """Put the winner's files where a train job has them, its train job beside them, and the others' adapters aside."""
-    made_by = final_job(job, winner, rows)
+    from jobs.train.pass_size import as_chosen
+
+    made_by = as_chosen(final_job(job, winner, rows), _root_of(job, winner))
     _copy_folder(_root_of(job, winner), ADAPTER, job.root, ADAPTER)
     job.root.write_bytes(TUNED_LINES, _root_of(job, winner).read_bytes(TUNED_LINES))
     for trial in ledger.trials:

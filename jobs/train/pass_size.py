@@ -26,6 +26,7 @@ from service.errors import JobFailedError, NotFoundError
 from service.memory import Training, host_memory, training_memory
 from service.spec.job import JobSpec
 from service.spec.targets import adapted_modules
+from service.spec.training import AUTO
 from service.spec.whisper_dims import WhisperDims
 from service.spec.whisper_modules import modules
 from service.storage import Storage
@@ -166,6 +167,19 @@ def settle(storage: Storage, spec: JobSpec, rank: int, choose: Callable[[int], C
     return least, False
 
 
+def as_chosen(spec: JobSpec, storage: Storage) -> JobSpec:
+    """A train job with the passes that its run has chosen written out: run anew, it has the same numbers.
+
+    Args:
+        spec: with `per_dev_batch: auto` or a number, with which it stays as it is.
+        storage: the run's root.
+    """
+    if spec.training.per_dev_batch != AUTO or (found := _read(storage, spec)) is None:
+        return spec
+    cut = {"per_dev_batch": found.per_dev_batch, "grad_accum": found.grad_accum}
+    return spec.model_copy(update={"training": spec.training.model_copy(update=cut)})
+
+
 def _read(storage: Storage, spec: JobSpec) -> Choice | None:
     try:
         found = Choice(**json.loads(storage.read_bytes(PASS_SIZE)))
@@ -259,17 +273,21 @@ def room_on_gpu(spec: JobSpec, device: torch.device) -> int:
     GPU that it shares its own part at most."""
     free, total = torch.cuda.mem_get_info(device)
     asked = spec.resources.gpus_per_worker
-    share = min(asked or 1.0, 1.0, torch.cuda.get_per_process_memory_fraction(device))
+    share = min(asked or 1.0, 1.0, torch.cuda.get_per_process_memory_fraction(_index(device)))
     return max(0, round(min(free + torch.cuda.memory_reserved(device), share * total) - MARGIN * share * total))
 
 
 @contextlib.contextmanager
 def limited(device: torch.device, most: int) -> Iterator[None]:
     """Let this process have no more of a GPU's memory than so many bytes."""
-    before = torch.cuda.get_per_process_memory_fraction(device)
+    before = torch.cuda.get_per_process_memory_fraction(_index(device))
     total = torch.cuda.mem_get_info(device)[1]
-    torch.cuda.set_per_process_memory_fraction(min(before, max(0, most) / total), device)
+    torch.cuda.set_per_process_memory_fraction(min(before, max(0, most) / total), _index(device))
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(before, device)
+        torch.cuda.set_per_process_memory_fraction(before, _index(device))
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

@@ -17,11 +17,12 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from jobs.prepare import split_file
 from jobs.train.loop import Trainer, TrainTask, train
-from jobs.train.pass_size import PASS_SIZE, PROBE, Choice, largest_that_runs
+from jobs.train.pass_size import PASS_SIZE, PROBE, Choice, as_chosen, largest_that_runs
 from jobs.train.probe import as_in_training, forget_gradients, one_pass
 from jobs.train.session import LocalSession
 from service.errors import JobFailedError
 from service.spec.job import JobSpec
+from service.storage import Storage
 
 PER_CLIP = 16 * 51865 * 8
 """Bytes of a clip's logits and their logarithms, in float32, of 16 tokens: most of what a tiny model keeps."""
@@ -110,6 +111,19 @@ def test_a_run_that_goes_on_keeps_its_choice_whatever_memory_there_is(
         ]
         assert (result["training"]["per_dev_batch"], result["training"]["grad_accum"]) == (2, 2)
         assert_same_end(whole.root, root)
+
+
+def test_a_job_with_the_choice_written_out_is_the_number_chosen(
+    tiny: Path, tones: Path, tmp_path: Path, memory: Any
+) -> None:
+    memory(2)
+    run = Run(spec_of(tiny, tones, tmp_path / "run", epochs=1))
+    found = as_chosen(run.spec, Storage(run.root)).training
+    assert (found.per_dev_batch, found.grad_accum) == (2, 2)
+    assert found.model_copy(update={"per_dev_batch": "auto", "grad_accum": 4}) == run.spec.training
+    number = spec_of(tiny, tones, tmp_path / "other", per_dev_batch=4, grad_accum=1)
+    assert as_chosen(number, Storage(run.root)) == number
+    assert as_chosen(run.spec, Storage(str(tmp_path / "other"))) == run.spec, "nothing is chosen there"
 
 
 def assert_same_end(one: Path, other: Path) -> None:
@@ -217,3 +231,72 @@ def test_of_the_workers_choices_the_least_is_all_of_theirs(tiny: Path, tones: Pa
     found = settle_in_processes(spec, tmp_path, [8, 2])
     assert found == [(Choice(2, 4, "a test", 800), False)] * 2
     assert settle_in_processes(spec, tmp_path, [1, 1]) == [(Choice(2, 4, "a test", 800), True)] * 2
+
+
+GPU = {"resources": {"gpus_per_worker": 1}}
+
+
+@pytest.fixture
+def small_gpu() -> Iterator[int]:
+    """Lets this process have 250 MB of the GPU beside what it has; gives the bytes that it may have in all."""
+    torch.cuda.empty_cache()
+    most, total = torch.cuda.memory_reserved() + 250_000_000, torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction(most / total)
+    yield most
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.setting("per_dev_batch")
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"freeze_encoder": True}], ids=str)
+def test_on_a_gpu_all_of_a_step_fits_and_the_training_is_that_of_the_number(
+    tiny: Path, tones: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    settings = {"lora_dropout": 0.3, "epochs": 1} | settings
+    auto = Run(spec_of(tiny, tones, tmp_path / "auto", GPU, **settings))
+    number = Run(spec_of(tiny, tones, tmp_path / "number", GPU, per_dev_batch=4, grad_accum=1, **settings))
+    assert notices(auto.session) == [
+        "training.per_dev_batch: auto chose 4 (1 pass of 4 clips in each step of 4), by a probe of the GPU's memory"
+    ]
+    assert auto.steps("loss") == pytest.approx(number.steps("loss"), rel=1e-3), "dropout draws the same numbers"
+    assert torch.cuda.get_per_process_memory_fraction() == 1.0
+
+
+@pytest.mark.gpu
+@pytest.mark.setting("per_dev_batch")
+def test_on_a_small_gpu_passes_are_smaller_and_the_training_has_room(
+    tiny: Path, tones: Path, tmp_path: Path, small_gpu: int
+) -> None:
+    run = Run(spec_of(tiny, tones, tmp_path / "run", GPU, grad_accum=1024, epochs=1, bf16=True))
+    size = run.result["training"]["per_dev_batch"]
+    assert 1 <= size < 1024
+    assert run.result["training"]["grad_accum"] == 1024 // size
+    assert f"auto chose {size} " in notices(run.session)[0]
+    assert len(run.steps()) == 1
+    assert torch.cuda.get_per_process_memory_fraction() == pytest.approx(
+        small_gpu / torch.cuda.mem_get_info()[1], rel=1e-6
+    )
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_probe_leaves_gradients_numbers_and_peak_as_they_were(
+    tiny: Path, tones: Path, tmp_path: Path
+) -> None:
+    class Watched(Trainer):
+        def _choose_passes(self, sharers: int) -> Choice:
+            before, trained = torch.cuda.get_rng_state(), self.model.training
+            self.found = super()._choose_passes(sharers)
+            assert torch.equal(torch.cuda.get_rng_state(), before)
+            assert self.model.training == trained
+            assert all(parameter.grad is None for parameter in self.parameters)
+            assert torch.cuda.max_memory_allocated() < self.found.peak_bytes
+            return self.found
+
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    sections = GPU | {"engine": {"report_to": []}}
+    spec = spec_of(tiny, tones, tmp_path, sections, grad_accum=64, epochs=1, freeze_encoder=True, lora_dropout=0.3)
+    trainer = Watched(prepared(spec), LocalSession())
+    trainer.run()
+    assert trainer.found.per_dev_batch == 64

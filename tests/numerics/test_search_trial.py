@@ -17,6 +17,7 @@ from jobs.prepare import prepare, split_file
 from jobs.search.ledger import Ledger, folder_of
 from jobs.search.runner import Event, InProcess, TrialRun
 from jobs.search.trial import Result, TrialPlan, job_of, results
+from jobs.train.pass_size import PASS_SIZE
 from jobs.train.session import LocalSession
 from jobs.train.validation import validation_loss
 from service.errors import DivergedError, InputLostError, JobFailedError, StoppedError
@@ -278,3 +279,20 @@ def test_scores_are_the_best_so_far(search: Callable[..., JobSpec]) -> None:
     losses = [float(each.loss or 0) for each in entries]
     assert [each.score for each in entries] == [min(losses[: n + 1]) for n in range(len(losses))]
     assert losses != sorted(losses, reverse=True), "it gets worse now and then"
+
+
+@pytest.mark.setting("per_dev_batch")
+def test_a_trial_chooses_its_passes_as_its_configuration_alone_does(
+    search: Callable[..., JobSpec], tmp_path: Path
+) -> None:
+    spec = search("loss")
+    auto = spec.training.model_copy(update={"per_dev_batch": "auto", "grad_accum": 2})
+    spec = spec.model_copy(update={"training": auto})
+    found = list(told(spec, begun(spec)))
+    assert found[-1].status == "finished"
+    root = Path(spec.root) / folder_of("t000")
+    assert (root / PASS_SIZE).exists()
+    result, folder = alone(spec, tmp_path / "alone")
+    assert (result["training"]["per_dev_batch"], result["training"]["steps"]) == (2, 14)
+    assert (root / PASS_SIZE).read_bytes() == (folder / PASS_SIZE).read_bytes()
+    assert same_checkpoint(root, folder, 14)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from engine import job, keeping, run_engine, saved_adapter
 
 from jobs.prepare import prepare
 from jobs.search.runner import TrialRun
-from jobs.search.shared.engine import SharedEngine
+from jobs.search.shared.engine import SharedEngine, of_search
+from jobs.train.pass_size import Choice, Passes
 from service.errors import DivergedError, StoppedError, WhisperJobsError
 from service.spec.job import JobSpec
+from service.spec.search import SearchConfig
 from service.storage import Storage
 
 POINTS: list[dict[str, Any]] = [
@@ -177,3 +180,32 @@ def test_accelerates_objects_of_a_process_are_made_by_one_trial_at_a_time(
 
     assert most == 1
     assert all("result" in events[-1] for events in said)
+
+
+@pytest.mark.setting("per_dev_batch")
+def test_trials_that_train_together_share_one_choice_of_passes_for_all_of_them(
+    spec_of: Callable[..., JobSpec], data: Storage
+) -> None:
+    settings = {"per_dev_batch": "auto", "grad_accum": 4, "lora_dropout": 0.0, "epochs": 1}
+    specs = [spec_of(f"trial-{index}", lora_r=rank, **settings) for index, rank in enumerate((4, 8))]
+    space = SearchConfig.model_validate({"space": {"lora_r": [4, 64]}, "concurrent": 2})
+    search = specs[0].model_copy(update={"kind": "search", "search": space})
+    heard: list[Passes] = []
+
+    class Watched(SharedEngine):
+        def choice(self, passes: Passes) -> Choice:
+            heard.append(of_search(passes, search))
+            return super().choice(passes)
+
+    said = run_together(Watched(search, None), specs, data)
+
+    assert [(each.trials, each.spec.training.lora_r) for each in heard] == [(2, 64)] * 2, "as large as any may be"
+    assert heard[0].memory(4).total > replace(heard[0], trials=0).memory(4).total
+    alone, _ = run_engine(spec_of("alone", lora_r=4, **settings | {"per_dev_batch": 4, "grad_accum": 1}))
+    for events in said:
+        training = events[-1]["result"]["training"]
+        assert (training["per_dev_batch"], training["grad_accum"]) == (4, 1)
+        assert any("auto chose 4 " in each.get("text", "") and "by an estimate" in each["text"] for each in events)
+    assert said[0][-1]["result"]["training"]["history"][-1]["loss"] == pytest.approx(
+        alone["training"]["history"][-1]["loss"], rel=1e-4
+    )

@@ -73,7 +73,7 @@ def some_spec(seed: int) -> tuple[JobSpec, RenderOptions]:
             "training.language": draw.choice(["en", "nl", None]),
             "training.use_dora": draw.choice([True, False]),
             "training.lora_r": draw.choice([1, 8, 64]),
-            "training.per_dev_batch": draw.randint(1, 64),
+            "training.per_dev_batch": draw.choice([draw.randint(1, 64), "auto"]),
             "training.lora_rank_pattern": draw.choice([None, {"fc1": 4, "q_proj": 2}]),
             "resources.workers": draw.randint(0, 16),
             "resources.gpus_per_worker": draw.choice([None, 0, 0.1, 0.25, 0.5, 1, 2, 8]),

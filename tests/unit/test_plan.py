@@ -76,6 +76,40 @@ def test_what_the_schedule_tells_is_noted(folder):
     assert any("one step per epoch" in note for note in notes)
 
 
+def test_with_auto_a_step_holds_grad_accum_clips_of_each_worker(folder):
+    auto = job(per_dev_batch="auto", grad_accum=8, workers=2, epochs=3)
+    plan = make_plan(auto)
+
+    assert make_schedule(auto, 100) == make_schedule(job(per_dev_batch=2, grad_accum=4, workers=2, epochs=3), 100)
+    assert plan.memory.clips == 1
+    assert plan.memory.training == make_plan(job(per_dev_batch=1)).memory.training
+    (note,) = [note for note in plan.notes if "per_dev_batch" in note]
+    assert note == (
+        "training.per_dev_batch is auto: a forward pass holds the most clips of 1, 2, 4, 8 that fit; the memory is "
+        "that of passes of one"
+    )
+
+
+def test_auto_with_one_clip_in_a_step_has_nothing_to_choose(folder):
+    notes = make_plan(job(per_dev_batch="auto", grad_accum=1)).notes
+
+    assert any("is 1: there is nothing to choose; raise grad_accum, or give a number" in note for note in notes)
+    assert not any("per_dev_batch" in note for note in make_plan(job(per_dev_batch=1, grad_accum=1)).notes)
+
+
+def test_trials_that_train_together_are_counted_over_one_base(folder):
+    training = {"train_csv": "train.csv", "val_csv": "val.csv", "freeze_encoder": True}
+
+    def memory(**search):
+        return make_plan(JobSpec(kind="search", training=training, search=search)).memory
+
+    together, fewer, separate = memory(), memory(concurrent=2), memory(engine="separate")
+    assert (together.trials, fewer.trials, separate.trials) == (8, 2, 0)
+    assert together.training.adapter == 8 * separate.training.adapter
+    assert together.training.activations > 7 * separate.training.activations
+    assert together.training.base == fewer.training.base > separate.training.base, "in float32"
+
+
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "corda", "lora_ga"])
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_an_initialisation_that_changes_the_base_doubles_what_is_published(folder, init, use_dora):

@@ -184,7 +184,7 @@ def test_what_cannot_be_searched_is_said_with_the_reason(name: str) -> None:
 def test_every_other_setting_of_training_can_be_searched() -> None:
     examples = {
         "epochs": [1, 2], "lr": {"loguniform": [1e-5, 1e-3]}, "warmup_ratio": {"uniform": [0, 0.3]},
-        "per_dev_batch": [2, 4], "grad_accum": {"randint": [1, 4]}, "freeze_encoder": [True, False],
+        "per_dev_batch": [2, 4, "auto"], "grad_accum": {"randint": [1, 4]}, "freeze_encoder": [True, False],
         "lora_r": {"randint": [4, 64]}, "lora_alpha": {"times": "lora_r", "by": [1, 2]},
         "lora_dropout": {"uniform": [0, 0.2]}, "lora_target_modules": [["q_proj", "fc1"], ["v_proj", "fc1"]],
         "modules_to_save": [None, ["embed_tokens"]], "use_dora": [True, False], "lora_init": [True, "gaussian"],
