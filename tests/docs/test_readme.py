@@ -32,7 +32,7 @@ def test_the_spec_in_the_readme_is_valid(tmp_path: Path) -> None:
     spec.write_text(block[1])
     loaded = load_spec(spec, check_files=False).spec
     assert loaded.training.base_model == "openai/whisper-large-v3-turbo"
-    effective = loaded.training.per_dev_batch * loaded.training.grad_accum * loaded.resources.workers
+    effective = loaded.training.clips_per_step * loaded.resources.workers
     assert f"= {effective} clips in an optimizer step" in block[1]
     full = yaml.safe_load((ROOT / "configs/train_lora.yaml").read_text())["training"]
     shortened = yaml.safe_load(block[1])["training"]

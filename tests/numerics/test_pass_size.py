@@ -118,11 +118,11 @@ def test_a_job_with_the_choice_written_out_is_the_number_chosen(
 ) -> None:
     memory(2)
     run = Run(spec_of(tiny, tones, tmp_path / "run", epochs=1))
-    found = as_chosen(run.spec, Storage(run.root)).training
+    found = as_chosen(run.spec, Storage(str(run.root))).training
     assert (found.per_dev_batch, found.grad_accum) == (2, 2)
     assert found.model_copy(update={"per_dev_batch": "auto", "grad_accum": 4}) == run.spec.training
     number = spec_of(tiny, tones, tmp_path / "other", per_dev_batch=4, grad_accum=1)
-    assert as_chosen(number, Storage(run.root)) == number
+    assert as_chosen(number, Storage(str(run.root))) == number
     assert as_chosen(run.spec, Storage(str(tmp_path / "other"))) == run.spec, "nothing is chosen there"
 
 
