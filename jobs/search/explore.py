@@ -298,7 +298,7 @@ def _engines(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> Iterato
         yield engines
     finally:
         for engine in engines:
-            ray.kill(engine)
+            ray.kill(engine.actor)
 
 
 def _tuner(

@@ -25,6 +25,7 @@ import log_mel
 import search_together
 import single
 import torch
+import workers
 from bases import SHAPES, default_shape
 from measured import command, machine
 
@@ -36,6 +37,8 @@ RESULTS = Path(__file__).parent / "results"
 def parts(shape: str) -> dict[str, Callable[[], dict[str, Any]]]:
     """What is measured, by name."""
     gpu = torch.cuda.is_available()
+    # The GPU machines that we measure on have no Ray, and one GPU.
+    growth = {} if gpu else {"workers": lambda: workers.measure(shape, 12, 8)}
     short, full, batch = (48, 8, 16) if gpu else (12, 2, 4)
     return {
         "single": lambda: single.measure(shape, 16, short, full),
@@ -44,7 +47,7 @@ def parts(shape: str) -> dict[str, Callable[[], dict[str, Any]]]:
         "evaluation": lambda: evaluation.measure(shape, 256 if gpu else 64, 3.0, 64),
         "encoder_kept": lambda: encoder_kept.measure(shape if gpu else "narrow", 16, 3, 4),
         "log_mel": lambda: log_mel.measure(80 if shape != "turbo" else 128, 16, 5),
-    }
+    } | growth
 
 
 def main() -> None:

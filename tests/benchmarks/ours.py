@@ -53,6 +53,7 @@ def job(
         "eval_steps": 10_000,
         "save_steps": 10_000,
         "epochs": epochs,
+        "merge_lora": False,
     }
     settings: dict[str, dict[str, Any]] = {
         "training": training,

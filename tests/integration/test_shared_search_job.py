@@ -69,6 +69,7 @@ def test_trials_that_train_together_are_their_configurations_alone(
 
     assert finished.code == 0, finished.stderr
     assert "trials train together, in" in finished.stderr
+    assert "core_worker" not in finished.stderr, "no word of Ray's own"
     assert verify(Storage(spec.root)).problems == []
     assert len(read_search(Storage(spec.root)).trials) == 1 + 9, "the untuned model, the defaults and eight points"
     assert_each_is_its_configuration_alone(spec, tmp_path)

@@ -33,28 +33,37 @@ class _Taken:
     ended: threading.Event = field(default_factory=threading.Event)
 
 
-class EngineActor:
-    """A `SharedEngine` in a process of its own. Its methods are called by many trials at once.
+@dataclass(frozen=True)
+class Search:
+    """What an engine has to know of the search that it works for.
 
-    Args:
+    Attributes:
         spec: the search, as JSON.
         revision: commit of the base model.
         bell: the job's StopBell actor.
     """
 
-    def __init__(self, spec: str, revision: str | None, bell: Any) -> None:
-        self._spec, self._revision = JobSpec.model_validate_json(spec), revision
-        self._stopping = StopFlag(bell)
+    spec: str
+    revision: str | None
+    bell: Any
+
+
+class EngineActor:
+    """A `SharedEngine` in a process of its own. Its methods are called by many trials at once."""
+
+    # It takes no arguments: those of an actor that may be begun again must outlive whoever began it, and Ray warns.
+    def __init__(self) -> None:
         self._engine: Any = None
+        self._stopping: StopFlag | None = None
         self._loading = threading.Lock()
         self._trials: dict[int, _Taken] = {}
         self._numbers = itertools.count()
 
-    def begin(self, run: TrialRun) -> int:
+    def begin(self, run: TrialRun, search: Search) -> int:
         """Take a trial; returns by which number it is asked for."""
         number, taken = next(self._numbers), _Taken()
         self._trials[number] = taken
-        threading.Thread(target=self._go, args=(run, taken), daemon=True, name=f"trial {number}").start()
+        threading.Thread(target=self._go, args=(run, search, taken), daemon=True, name=f"trial {number}").start()
         return number
 
     def take(self, number: int) -> list[Event | BaseException]:
@@ -75,15 +84,17 @@ class EngineActor:
             taken.stopped = True
             taken.ended.wait()
 
-    def _go(self, run: TrialRun, taken: _Taken) -> None:
+    def _go(self, run: TrialRun, search: Search, taken: _Taken) -> None:
         from jobs.failures import explain
+
+        bell = self._bell(search)
 
         def stopping() -> bool:
             forgotten = time.monotonic() - taken.heard_s > _FORGOTTEN_S
-            return taken.stopped or forgotten or self._stopping.is_set()
+            return taken.stopped or forgotten or bell.is_set()
 
         try:
-            for event in self._shared().events(run, stopping):
+            for event in self._shared(search).events(run, stopping):
                 taken.said.put(event)
         except WhisperJobsError as error:
             taken.said.put(error)
@@ -92,16 +103,32 @@ class EngineActor:
         finally:
             taken.ended.set()
 
-    def _shared(self) -> Any:
+    def _bell(self, search: Search) -> StopFlag:
+        with self._loading:
+            if self._stopping is None:
+                self._stopping = StopFlag(search.bell)
+        return self._stopping
+
+    def _shared(self, search: Search) -> Any:
         from jobs.search.shared.engine import SharedEngine
 
         with self._loading:
             if self._engine is None:
-                self._engine = SharedEngine(self._spec, self._revision)
+                self._engine = SharedEngine(JobSpec.model_validate_json(search.spec), search.revision)
         return self._engine
 
 
-def start_engines(spec: JobSpec, revision: str | None, bell: Any, count: int, resources: dict[str, float]) -> list[Any]:
+@dataclass(frozen=True)
+class Engine:
+    """An engine as a trial's driver has it."""
+
+    actor: Any
+    search: Search
+
+
+def start_engines(
+    spec: JobSpec, revision: str | None, bell: Any, count: int, resources: dict[str, float]
+) -> list[Engine]:
     """Start engines, each with the resources of a worker."""
     actor = ray.remote(
         num_cpus=resources.get("CPU", 0),
@@ -109,7 +136,8 @@ def start_engines(spec: JobSpec, revision: str | None, bell: Any, count: int, re
         max_concurrency=1000,
         max_restarts=spec.resources.max_failures,
     )(EngineActor)
-    return [actor.remote(spec.to_json(), revision, bell) for _ in range(count)]
+    search = Search(spec.to_json(), revision, bell)
+    return [Engine(actor.remote(), search) for _ in range(count)]
 
 
 class InEngine:
@@ -121,7 +149,7 @@ class InEngine:
         max_failures: how often an engine may die.
     """
 
-    def __init__(self, engines: Sequence[Any], number: int, max_failures: int) -> None:
+    def __init__(self, engines: Sequence[Engine], number: int, max_failures: int) -> None:
         self._engine = engines[number % len(engines)]
         self._max_failures = max_failures
 
@@ -137,9 +165,9 @@ class InEngine:
                     raise
 
     def _events(self, run: TrialRun) -> Generator[Event]:
-        engine, number = self._engine, None
+        engine, number = self._engine.actor, None
         try:
-            number = ray.get(engine.begin.remote(run))
+            number = ray.get(engine.begin.remote(run, self._engine.search))
             while True:
                 for item in ray.get(engine.take.remote(number)):
                     if isinstance(item, BaseException):
