@@ -34,8 +34,8 @@ demo-data: $(VENV)/.demo
 
 # First what runs in one process, on two of them; then what starts Ray, which takes both cores as it is.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(QUICK)" tests/unit tests/docs tests/numerics
-	$(BIN)/python -m pytest -m "$(QUICK)" tests/integration tests/faults tests/browser tests/image
+	$(BIN)/python -m pytest --durations=25 -n 2 --dist loadfile -m "$(QUICK)" tests/unit tests/docs tests/numerics
+	$(BIN)/python -m pytest --durations=25 -m "$(QUICK)" tests/integration tests/faults tests/browser tests/image
 
 test-jobs: $(VENV)/.test
 	$(BIN)/python -m pytest -m jobs

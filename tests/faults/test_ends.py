@@ -89,7 +89,7 @@ def assert_goes_on(finished: Finished, root: Path, expected: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("number", "code", "point", "program"),
     [
-        pytest.param(signal.SIGINT, 130, "after the optimizer", CLI),
+        pytest.param(signal.SIGINT, 130, "after the optimizer", CLI, marks=pytest.mark.faults),
         pytest.param(signal.SIGTERM, 4, "in evaluation", CLI, marks=pytest.mark.faults),
         pytest.param(signal.SIGHUP, 4, "before a step", JOB, marks=pytest.mark.faults),
     ],

@@ -178,6 +178,7 @@ def test_trials_are_scored_in_one_pass_and_as_each_alone(spec_of: Callable[..., 
     assert len(set(rates)) > 1, "rates that are all the same would prove nothing"
 
 
+@pytest.mark.jobs
 def test_a_trial_that_is_stopped_while_all_are_scored_leaves_the_others_alone(
     spec_of: Callable[..., JobSpec], data: Storage
 ) -> None:
