@@ -6,7 +6,8 @@ vocabulary of 51,865 they are the largest thing in the decoder. The gradient of 
     dL/dh = (softmax(W h) - onehot(label)) W,
 
 needs nothing but what the forward pass has at hand, so it is computed there, for some rows at a time in one buffer, and
-for the positions that have a label alone.
+for the positions that have a label alone. softmax(W h) W is attention, of h over the vocabulary: in float32 on a CPU
+torch's flash kernel computes it, and the log-sum-exp that the loss needs, in blocks that stay in the cache.
 
 Shapes: M positions with a label, D width, V vocabulary.
 """
@@ -46,6 +47,10 @@ class _TokenLosses(torch.autograd.Function):
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
         hidden, weight = hidden_MD.to(dtype), weight_VD.to(dtype)
+        if kind == "cpu" and dtype == torch.float32 and len(hidden):
+            found_M, through_MD = _by_attention(hidden, weight, labels_M)
+            ctx.save_for_backward(through_MD)
+            return found_M
         losses_M = torch.empty(len(hidden), device=hidden.device)
         gradient_MD = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         rows = _ROWS_CPU if kind == "cpu" else _ROWS_GPU
@@ -55,7 +60,7 @@ class _TokenLosses(torch.autograd.Function):
                 part, labels = slice(start, start + rows), labels_M[start : start + rows, None]
                 logits = torch.mm(hidden[part], weight.t(), out=buffer[: len(labels)])
                 said, largest = logits.gather(1, labels).float(), logits.amax(1, keepdim=True).float()
-                share = _softmax(logits)
+                share = torch.softmax(logits, 1, dtype=torch.float32)
                 # log-sum-exp by way of the likeliest token: its share is never near nothing.
                 losses_M[part] = (largest - share.amax(1, keepdim=True).log() - said)[:, 0]
                 if gradient_MD is not None:
@@ -71,8 +76,11 @@ class _TokenLosses(torch.autograd.Function):
         return (gradient_MD * given[0][:, None]).to(gradient_MD.dtype), None, None
 
 
-def _softmax(logits_MV: Tensor) -> Tensor:
-    """In float32; on a CPU where float32 logits are: new memory costs as much as they do."""
-    if logits_MV.device.type == "cpu" and logits_MV.dtype == torch.float32:
-        return torch.softmax(logits_MV, 1, out=logits_MV)
-    return torch.softmax(logits_MV, 1, dtype=torch.float32)
+def _by_attention(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (M,) and their gradients (M, D) on a CPU."""
+    query, keys = hidden_MD[None, None], weight_VD[None, None]
+    # scaled_dot_product_attention is this, but keeps the log-sum-exp to itself.
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    mean, log_sum = attend(query, keys, keys, 0.0, False, scale=1.0)
+    said_MD = weight_VD[labels_M]
+    return log_sum.view(-1) - (hidden_MD * said_MD).sum(1), mean.view_as(hidden_MD) - said_MD

@@ -132,10 +132,10 @@ class ManyAdapters:
             stack.begin()
         # Read once, at the end: reading waits for the GPU.
         losses = torch.zeros(len(works), dtype=torch.float64, device=self.device)
+        # In the order of the stacks, where all of a stack is taken as it lies.
+        order = sorted(range(len(works)), key=lambda index: self._index(works[index].model))
         for turn in range(max(len(work.passes) for work in works)):
-            for group in _alike(
-                [(index, work.passes[turn]) for index, work in enumerate(works) if turn < len(work.passes)]
-            ):
+            for group in _alike([(each, works[each].passes[turn]) for each in order if turn < len(works[each].passes)]):
                 found = self._pass([(works[index], batch) for index, batch in group], autocast)
                 for (index, _), loss in zip(group, found, strict=True):
                     losses[index] += loss

@@ -127,7 +127,9 @@ class Stack:
         state = tuple(parameter._version for parameter, _, _ in self._parameters)
         if self._norms is None or self._norms[0] != state:
             assert self._squares_O is not None
-            found = row_norms(self.base.weight, self._squares_O, self.a_NRI, self.b_NRO.mT, self.scale_N)
+            # Who transcribes may be the first to ask; who trains uses the same.
+            with torch.inference_mode(False):
+                found = row_norms(self.base.weight, self._squares_O, self.a_NRI, self.b_NRO.mT, self.scale_N)
             self._norms = (state, found)
         return self._norms[1]
 
@@ -166,7 +168,9 @@ class StackedLinear(nn.Module):
             b_NRO = b_NRO * gain
             y_NMO = self._of_each(y_UMO)
             y_NMO = (y_NMO * gain if base.bias is None else torch.addcmul(base.bias, y_NMO, gain)).to(y_UMO.dtype)
-        y_NMO = torch.baddbmm(y_NMO, low_NMR.to(y_NMO.dtype), b_NRO.to(y_NMO.dtype))
+        # Added in place where it is a tensor of its own.
+        add = torch.baddbmm if gain is None else torch.Tensor.baddbmm_
+        y_NMO = add(y_NMO, low_NMR.to(y_NMO.dtype), b_NRO.to(y_NMO.dtype))
         return y_NMO.reshape(count * clips, positions, base.out_features)
 
     def _low(self, x_UMI: Tensor, clips: int, positions: int) -> Tensor:

@@ -43,7 +43,7 @@ def parts(shape: str) -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         "single": lambda: single.measure(shape, 16, short, full),
         "dora": lambda: dora.measure("turbo" if gpu else "nano", 15, 16, 0.0, 4),
-        "search": lambda: search_together.measure(shape, [1, 4, 16], 24, 3, batch),
+        "search": lambda: search_together.measure(shape, [1, 4, 16], 48, 3, batch),
         "evaluation": lambda: evaluation.measure(shape, 256 if gpu else 64, 3.0, 64),
         "encoder_kept": lambda: encoder_kept.measure(shape if gpu else "narrow", 16, 3, 4),
         "log_mel": lambda: log_mel.measure(80 if shape != "turbo" else 128, 16, 5),

@@ -1,6 +1,6 @@
 """A decoder-only search of 1, 4 and 16 trials: ours, over one base, beside one plain run after the other.
 
-    python tests/benchmarks/search_together.py [--shape nano] [--trials 1 4 16] [--steps 24] [--epochs 3] [--batch 4]
+    python tests/benchmarks/search_together.py [--shape nano] [--trials 1 4 16] [--steps 48] [--epochs 3] [--batch 4]
 
 Plain: Seq2SeqTrainer with PEFT (plain.py), as it comes and tuned, for one trial of each kind in the search, times the
 number of trials of that kind: they do nothing but wait for each other. Ours: `jobs.search.shared`, trials in threads of
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default=default_shape())
     parser.add_argument("--trials", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4)
     options = parser.parse_args()
