@@ -56,7 +56,7 @@ class Reporter:
         self._last_line = self._started
         self._first: tuple[int, float] | None = None
         self._trials = TrialsShown(
-            self._console, self._say, lambda done, total, best: self._count("trials", done, total, best)
+            self._console, self._say, lambda done, total, best, work: self._count("trials", done, total, best, work)
         )
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "stage": self._stage,
@@ -120,12 +120,15 @@ class Reporter:
             return
         self._count(stage, done, total, detail)
 
-    def _count(self, stage: str, done: int, total: int, detail: str) -> None:
+    def _count(self, stage: str, done: int, total: int, detail: str, work: float | None = None) -> None:
+        """`work`: how much of the total is done, where that is more than `done`."""
         now = self._last_line = time.monotonic()
         self._first = self._first or (0, self._started)
         first_done, first_time = self._first
-        eta = (now - first_time) / max(1, done - first_done) * (total - done)
-        left = f"  eta {seconds_text(eta)}" if done > first_done and done < total else ""
+        work = done if work is None else work
+        left = ""
+        if work > first_done and done < total:
+            left = f"  eta {seconds_text((now - first_time) / (work - first_done) * (total - work))}"
         self._say(f"{stage} {done}/{total}{'  ' + detail if detail else ''}{left}")
         if done == total:
             self._first = None

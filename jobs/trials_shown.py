@@ -28,10 +28,12 @@ class TrialsShown:
     Args:
         console: where to.
         say: prints a line.
-        count: tells how many of how many are done, with the best score.
+        count: tells how many of how many are done, with the best score, and how much of all their work is.
     """
 
-    def __init__(self, console: Console, say: Callable[[str], None], count: Callable[[int, int, str], None]) -> None:
+    def __init__(
+        self, console: Console, say: Callable[[str], None], count: Callable[[int, int, str, float], None]
+    ) -> None:
         self._console, self._say, self._count = console, say, count
         self._rows: dict[str, Event] = {}
         self._live: Live | None = None
@@ -84,7 +86,16 @@ class TrialsShown:
         self._say(f"{event['id']} {how}{cause}{score}")
         if event["status"] in ENDED:
             best = f"best {event['best']}: {score_words(event['best_score'], event['metric'])}" if event["best"] else ""
-            self._count(event["done"], event["planned"], best)
+            self._count(event["done"], event["planned"], best, self._work())
+
+    def _work(self) -> float:
+        """How much of it is done, in trials. A trial under way tells how far it is when it is evaluated only; it is
+        taken to be no less far than those that began after it."""
+        work = reached = 0.0
+        for row in reversed(self._rows.values()):  # which lie in the order in which they began
+            reached = max(reached, row["share"])
+            work += 1.0 if row["status"] in ENDED else reached
+        return work
 
 
 def score_words(value: float, metric: str) -> str:

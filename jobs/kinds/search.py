@@ -62,10 +62,10 @@ def _explore(job: Job, ledger: Any, base: BaseModelRecord, rows: int) -> dict[st
 
     plan = TrialPlan(job.spec.to_json(), job.root.path(), base.revision, rows)
     at_once = trials_at_once(job)
-    per_trial = job.spec.resources.workers
-    how = "each in a process of its own" if not per_trial else f"{per_trial} worker{'s' * (per_trial > 1)} each"
-    how = "over one base model" if is_shared(job.spec) else how
-    job.events.emit({"event": "notice", "text": f"{at_once} trial{'s' * (at_once > 1)} at once, {how}"})
+    if not is_shared(job.spec):  # of those that are, their engines tell
+        per_trial = job.spec.resources.workers
+        how = "each in a process of its own" if not per_trial else f"{per_trial} worker{'s' * (per_trial > 1)} each"
+        job.events.emit({"event": "notice", "text": f"{at_once} trial{'s' * (at_once > 1)} at once, {how}"})
     return {"ended": explore(job, ledger, plan, at_once)}
 
 

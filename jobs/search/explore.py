@@ -291,7 +291,10 @@ def _engines(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> Iterato
         return
     count = max(1, min(groups_at_once(job.resources), at_once))
     ledger.share = count / at_once
-    text = f"trials train together, in {count} process{'es' * (count > 1)} over one base model each"
+    text = (
+        f"{at_once} trial{'s' * (at_once > 1)} at once: trials train together, in {count} process{'es' * (count > 1)} "
+        "over one base model each"
+    )
     job.events.emit({"event": "notice", "text": text})
     engines = start_engines(job.spec, plan.revision, job.events.bell, count, job.resources.per_worker())
     try:

@@ -52,6 +52,7 @@ def job(
         "grad_accum": 1,
         "eval_steps": 10_000,
         "save_steps": 10_000,
+        "logging_steps": 1,  # so that what a step tells is its own loss, not the mean since the last that was logged
         "epochs": epochs,
         "merge_lora": False,
     }

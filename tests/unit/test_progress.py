@@ -166,6 +166,20 @@ def test_each_news_of_a_trial_is_a_line() -> None:
     ]
 
 
+def test_what_is_left_of_a_search_counts_trials_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four trials of eight at once, of which the third says first how far it is: the two before it are no less far."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    screen = Screen()
+    for number in range(4):
+        screen.show("trial", **trial(number, "running", share=0.0, planned=8))
+    now[0] += 60
+    screen.show("trial", **trial(2, "stopped", 0.4, 1, share=0.5, planned=8))  # 1 + 2 * 0.5 of 8 in a minute
+    assert screen.lines[-1].endswith("eta 3:00")
+    screen.show("trial", **trial(3, "finished", 0.4, 2, share=1.0, planned=8))  # so far are all that began before it
+    assert screen.lines[-1].endswith("eta 1:00")
+
+
 def test_on_a_terminal_trials_are_a_table_that_stays() -> None:
     screen = Screen(terminal=True)
     for number in range(20):
