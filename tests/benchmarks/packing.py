@@ -2,9 +2,10 @@
 
     python tests/benchmarks/packing.py [--clips 200] [--epochs 8] [--batch 12]
 
-Same utterances, steps, learning rate and seed. What comes out is then heard on what was not trained on: single clips,
-and recordings of up to 28 s that are joined from them. Prints JSON: the ratio of seconds, mean losses, and word error
-rates of the base and of both trainings on short and on long audio.
+Same utterances, steps, learning rate and seed; then `packed_as_long`, packed for as many more epochs as fit in the time
+of the training of single clips. What comes out is heard on what was not trained on: single clips, and recordings of up
+to 28 s that are joined from them. Prints JSON: the ratio of seconds at equal steps, mean losses, and word error rates
+of the base and of the trainings on short and on long audio.
 """
 
 from __future__ import annotations
@@ -45,12 +46,14 @@ def measure(clips: int, epochs: int, batch: int) -> dict[str, Any]:
         english = [clip for clip in held_out if clip[2] == "en"]
         sets = {"short": english, "long": join_clips(folder / "long", english, len(english) // 8, LONG_S)}
         runs: dict[str, Any] = {"base": {"wer": _scores(base, None, sets)}}
-        for name, packing in (("packed", True), ("single", False)):
-            recipe, data = plain.Recipe(lr=LR), {"packing": packing}
-            spec = ours.job(base, manifest, folder / name, recipe, batch, data=data, training={"epochs": epochs})
+        for name in ("packed", "single", "packed_as_long"):
+            recipe, data, passes = plain.Recipe(lr=LR), {"packing": name != "single"}, epochs
+            if name == "packed_as_long":
+                passes = round(epochs * runs["single"]["seconds"] / runs["packed"]["seconds"])
+            spec = ours.job(base, manifest, folder / name, recipe, batch, data=data, training={"epochs": passes})
             runs[name] = vars(ours.train(spec, ours.prepared(spec, folder / "data")))
             (last,) = (Path(spec.root) / "checkpoints").glob("checkpoint-*")
-            runs[name]["wer"] = _scores(base, last / "adapter", sets)
+            runs[name] |= {"epochs": passes, "wer": _scores(base, last / "adapter", sets)}
     return {"ratios": {"packing": round(runs["single"]["seconds"] / runs["packed"]["seconds"], 2)}, "runs": runs}
 
 
