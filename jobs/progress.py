@@ -5,6 +5,7 @@ The client of a cluster reads these lines in the job's log (service/client/progr
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -55,9 +56,7 @@ class Reporter:
         self._started = time.monotonic()
         self._last_line = self._started
         self._first: tuple[int, float] | None = None
-        self._trials = TrialsShown(
-            self._console, self._say, lambda done, total, best, work: self._count("trials", done, total, best, work)
-        )
+        self._trials = TrialsShown(self._console, self._say, functools.partial(self._count, "trials"))
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "stage": self._stage,
             "rows": self._rows,

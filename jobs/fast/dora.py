@@ -29,11 +29,14 @@ from jobs.adapter import ADAPTER_NAME, lora_layers
 Dropout = Literal["branch", "peft"]
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def row_squares(weight_OI: Tensor) -> Tensor:
     """||W||^2 of every row (O), in float32 at least."""
     return torch.linalg.vector_norm(weight_OI, dim=-1, dtype=_wide(weight_OI)).square()
 
 
+@torch.inference_mode(False)  # what was first computed while transcribing is used in training too
 @torch.no_grad()
 def row_norms(weight_OI: Tensor, squares_O: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float | Tensor) -> Tensor:
     """Norms of the rows of W + s B A, of one adapter or of many over the same base; never with a gradient.
@@ -177,12 +180,10 @@ class _Layer:
             seen_a, seen_b, seen_scale = self._factors
             if seen_a.still(a) and seen_b.still(b) and seen_scale == scale:
                 return self._norm_O
-        # What was first computed while transcribing is used in training too.
-        with torch.inference_mode(False), torch.no_grad():
-            if not based:
-                self._squares_O, self._base = row_squares(weight), _Seen.of(weight)
-            self._norm_O = row_norms(weight, self._squares_O, a, b, scale)
-            self._factors = (_Seen.of(a), _Seen.of(b), scale)
+        if not based:
+            self._squares_O, self._base = row_squares(weight), _Seen.of(weight)
+        self._norm_O = row_norms(weight, self._squares_O, a, b, scale)
+        self._factors = (_Seen.of(a), _Seen.of(b), scale)
         return self._norm_O
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -46,27 +46,12 @@ class _TokenLosses(torch.autograd.Function):
         kind, dtype = hidden_MD.device.type, hidden_MD.dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
-        hidden, weight = hidden_MD.to(dtype), weight_VD.to(dtype)
-        if kind == "cpu" and dtype == torch.float32 and len(hidden):
-            found_M, through_MD = _by_attention(hidden, weight, labels_M)
-            ctx.save_for_backward(through_MD)
-            return found_M
-        losses_M = torch.empty(len(hidden), device=hidden.device)
-        gradient_MD = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        rows = _ROWS_CPU if kind == "cpu" else _ROWS_GPU
-        buffer = torch.empty(min(rows, len(hidden)), len(weight), dtype=dtype, device=hidden.device)
+        attends = kind == "cpu" and dtype == torch.float32 and len(hidden_MD) > 0
+        compute = _by_attention if attends else _in_chunks
+        learns = ctx.needs_input_grad[0]
         with torch.autocast(kind, enabled=False):
-            for start in range(0, len(hidden), rows):
-                part, labels = slice(start, start + rows), labels_M[start : start + rows, None]
-                logits = torch.mm(hidden[part], weight.t(), out=buffer[: len(labels)])
-                said, largest = logits.gather(1, labels).float(), logits.amax(1, keepdim=True).float()
-                share = torch.softmax(logits, 1, dtype=torch.float32)
-                # log-sum-exp by way of the likeliest token: its share is never near nothing.
-                losses_M[part] = (largest - share.amax(1, keepdim=True).log() - said)[:, 0]
-                if gradient_MD is not None:
-                    share.scatter_add_(1, labels, torch.full_like(said, -1.0))
-                    torch.mm(share.to(dtype), weight, out=gradient_MD[part])
-        if gradient_MD is not None:
+            losses_M, gradient_MD = compute(hidden_MD.to(dtype), weight_VD.to(dtype), labels_M, learns)
+        if learns:
             ctx.save_for_backward(gradient_MD)
         return losses_M
 
@@ -76,11 +61,31 @@ class _TokenLosses(torch.autograd.Function):
         return (gradient_MD * given[0][:, None]).to(gradient_MD.dtype), None, None
 
 
-def _by_attention(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (M,) and their gradients (M, D) on a CPU."""
+def _in_chunks(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, learns: bool) -> tuple[Tensor, Tensor | None]:
+    """Losses (M,), and their gradients (M, D) if they are wanted."""
+    device = hidden_MD.device
+    losses_M = torch.empty(len(hidden_MD), device=device)
+    gradient_MD = torch.empty_like(hidden_MD) if learns else None
+    rows = _ROWS_CPU if device.type == "cpu" else _ROWS_GPU
+    buffer = torch.empty(min(rows, len(hidden_MD)), len(weight_VD), dtype=hidden_MD.dtype, device=device)
+    for start in range(0, len(hidden_MD), rows):
+        part, labels = slice(start, start + rows), labels_M[start : start + rows, None]
+        logits = torch.mm(hidden_MD[part], weight_VD.t(), out=buffer[: len(labels)])
+        said, largest = logits.gather(1, labels).float(), logits.amax(1, keepdim=True).float()
+        share = torch.softmax(logits, 1, dtype=torch.float32)
+        # log-sum-exp by way of the likeliest token: its share is never near nothing.
+        losses_M[part] = (largest - share.amax(1, keepdim=True).log() - said)[:, 0]
+        if gradient_MD is not None:
+            share.scatter_add_(1, labels, torch.full_like(said, -1.0))
+            torch.mm(share.to(weight_VD.dtype), weight_VD, out=gradient_MD[part])
+    return losses_M, gradient_MD
+
+
+def _by_attention(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, learns: bool) -> tuple[Tensor, Tensor | None]:
+    """The same, in float32 on a CPU."""
     query, keys = hidden_MD[None, None], weight_VD[None, None]
     # scaled_dot_product_attention is this, but keeps the log-sum-exp to itself.
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     mean, log_sum = attend(query, keys, keys, 0.0, False, scale=1.0)
     said_MD = weight_VD[labels_M]
-    return log_sum.view(-1) - (hidden_MD * said_MD).sum(1), mean.view_as(hidden_MD) - said_MD
+    return log_sum.view(-1) - (hidden_MD * said_MD).sum(1), mean.view_as(hidden_MD) - said_MD if learns else None

@@ -88,7 +88,7 @@ class ManyAdapters:
 
     def remove(self, model: Any) -> None:
         """Let a trial go, with its parameters as they are."""
-        if (index := self._index(model)) >= 0:
+        if (index := self.index(model)) >= 0:
             self._unstack()
             del self._trials[index]
 
@@ -120,7 +120,8 @@ class ManyAdapters:
         """One step of several trials: every parameter of theirs gets its gradient.
 
         Args:
-            works: what each of them wants; each trial is in at most once.
+            works: what each of them wants; each trial is in at most once. In the order of their `index` nothing of
+                the stacks is copied.
             autocast: gives the context of a forward pass.
 
         Returns:
@@ -132,10 +133,10 @@ class ManyAdapters:
             stack.begin()
         # Read once, at the end: reading waits for the GPU.
         losses = torch.zeros(len(works), dtype=torch.float64, device=self.device)
-        # In the order of the stacks, where all of a stack is taken as it lies.
-        order = sorted(range(len(works)), key=lambda index: self._index(works[index].model))
         for turn in range(max(len(work.passes) for work in works)):
-            for group in _alike([(each, works[each].passes[turn]) for each in order if turn < len(works[each].passes)]):
+            for group in _alike(
+                [(index, work.passes[turn]) for index, work in enumerate(works) if turn < len(work.passes)]
+            ):
                 found = self._pass([(works[index], batch) for index, batch in group], autocast)
                 for (index, _), loss in zip(group, found, strict=True):
                     losses[index] += loss
@@ -160,7 +161,7 @@ class ManyAdapters:
         """
         self._stack()
         count = len(models)
-        self._layout.members = [self._index(model) for model in models]
+        self._layout.members = [self.index(model) for model in models]
         self._layout.audio_of = [0] * count
         found = decode(self._model, audio_BPD, prompts_BT, rules, models=count)
         return [found[start : start + len(audio_BPD)] for start in range(0, len(found), len(audio_BPD))]
@@ -189,7 +190,7 @@ class ManyAdapters:
             distinct.setdefault(id(batch), len(distinct))
         first = {id(batch): batch for _, batch in group}
         layout = self._layout
-        layout.members = [self._index(work.model) for work, _ in group]
+        layout.members = [self.index(work.model) for work, _ in group]
         layout.audio_of = [distinct[id(batch)] for _, batch in group]
         layout.generators = [work.generator for work, _ in group]
         layout.texts = [batch.inputs_BT.shape[1] for _, batch in group]
@@ -198,7 +199,7 @@ class ManyAdapters:
         finally:
             layout.generators = None
 
-    def _index(self, model: Any) -> int:
+    def index(self, model: Any) -> int:
         """A trial's place in the stacks; -1: it is not there."""
         return next((index for index, each in enumerate(self._trials) if each is model), -1)
 

@@ -127,9 +127,7 @@ class Stack:
         state = tuple(parameter._version for parameter, _, _ in self._parameters)
         if self._norms is None or self._norms[0] != state:
             assert self._squares_O is not None
-            # Who transcribes may be the first to ask; who trains uses the same.
-            with torch.inference_mode(False):
-                found = row_norms(self.base.weight, self._squares_O, self.a_NRI, self.b_NRO.mT, self.scale_N)
+            found = row_norms(self.base.weight, self._squares_O, self.a_NRI, self.b_NRO.mT, self.scale_N)
             self._norms = (state, found)
         return self._norms[1]
 

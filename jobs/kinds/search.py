@@ -9,7 +9,6 @@ from jobs.kinds.evaluate import score_rows
 from jobs.kinds.training import begin_training, finish_training
 from jobs.progress import seconds_text
 from service.artifacts import BASE_LINES, BaseModelRecord
-from service.spec.shared import is_shared
 from service.spec.space import planned_trials, words_of
 from service.trials import ENDED, Search, Trial
 
@@ -61,12 +60,7 @@ def _explore(job: Job, ledger: Any, base: BaseModelRecord, rows: int) -> dict[st
     from jobs.search.trial import TrialPlan
 
     plan = TrialPlan(job.spec.to_json(), job.root.path(), base.revision, rows)
-    at_once = trials_at_once(job)
-    if not is_shared(job.spec):  # of those that are, their engines tell
-        per_trial = job.spec.resources.workers
-        how = "each in a process of its own" if not per_trial else f"{per_trial} worker{'s' * (per_trial > 1)} each"
-        job.events.emit({"event": "notice", "text": f"{at_once} trial{'s' * (at_once > 1)} at once, {how}"})
-    return {"ended": explore(job, ledger, plan, at_once)}
+    return {"ended": explore(job, ledger, plan, trials_at_once(job))}
 
 
 def _plan_words(job: Job) -> str:

@@ -283,7 +283,11 @@ def scheduler_of(spec: JobSpec) -> TrialScheduler:
 @contextlib.contextmanager
 def _engines(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> Iterator[list[Any]]:
     """The engines in which the trials train together, while the search lasts; none where each trains on its own."""
+    at_once_words = f"{at_once} trial{'s' * (at_once > 1)} at once"
     if not is_shared(job.spec):
+        workers = job.spec.resources.workers
+        how = f"{workers} worker{'s' * (workers > 1)} each" if workers else "each in a process of its own"
+        job.events.emit({"event": "notice", "text": f"{at_once_words}, {how}"})
         if job.spec.search.engine == "auto":
             reason = why_separate(job.spec)[0]
             job.events.emit({"event": "notice", "text": f"trials train separately: {escape(reason)}"})
@@ -291,11 +295,8 @@ def _engines(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> Iterato
         return
     count = max(1, min(groups_at_once(job.resources), at_once))
     ledger.share = count / at_once
-    text = (
-        f"{at_once} trial{'s' * (at_once > 1)} at once: trials train together, in {count} process{'es' * (count > 1)} "
-        "over one base model each"
-    )
-    job.events.emit({"event": "notice", "text": text})
+    text = f"trials train together, in {count} process{'es' * (count > 1)} over one base model each"
+    job.events.emit({"event": "notice", "text": f"{at_once_words}: {text}"})
     engines = start_engines(job.spec, plan.revision, job.events.bell, count, job.resources.per_worker())
     try:
         yield engines

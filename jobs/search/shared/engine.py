@@ -155,6 +155,7 @@ class SharedEngine:
         return self._thread.submit(self._answer, wishes).result()
 
     def _answer(self, wishes: Wishes) -> Answers:
+        wishes = dict(sorted(wishes.items(), key=lambda each: self._many.index(each[0].model)))
         works = {trainer: wish for trainer, wish in wishes.items() if isinstance(wish, Work)}
         listens = {trainer: wish for trainer, wish in wishes.items() if isinstance(wish, Listen)}
         return (self._learn(works) if works else {}) | (self._listen(listens) if listens else {})
