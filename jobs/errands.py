@@ -167,7 +167,7 @@ def _can_grow() -> bool:
 def _resource_faults(spec: str, answer: dict[str, Any]) -> Iterator[Found]:
     from dataclasses import replace
 
-    from jobs.cluster import missing_resources, resources_for
+    from jobs.cluster.resources import missing_resources, resources_for
     from service.spec.job import JobSpec
 
     job = JobSpec.model_validate_json(spec)

@@ -9,7 +9,9 @@ from typing import Any
 from rich.markup import escape
 
 from jobs import tasks
-from jobs.cluster import Events, Resources, run_tasks
+from jobs.cluster.events import Events
+from jobs.cluster.resources import Resources
+from jobs.cluster.tasks import run_tasks
 from jobs.publish import publish
 from jobs.recorder import Recorder
 from jobs.stages import Stages
@@ -58,7 +60,7 @@ class Job(Run):
         return min(1.0, self.resources.gpus)
 
     def run(self, function: Callable[..., Any], *arguments: Any, cpus: float = 1, gpus: float = 0) -> Any:
-        """Run a function as a Ray task and return what it returns; see `jobs.cluster.run_tasks`."""
+        """Run a function as a Ray task and return what it returns; see `jobs.cluster.tasks.run_tasks`."""
         wait_s = self.spec.resources.wait_s
         return run_tasks(function, [arguments], cpus=cpus, gpus=gpus, wait_s=wait_s, check=self.signals.check)[0]
 

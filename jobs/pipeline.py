@@ -7,7 +7,11 @@ from typing import Any
 import ray
 from rich.markup import escape
 
-from jobs.cluster import Events, Resources, as_user_error, connected, require_resources
+from jobs.cluster.connection import connected
+from jobs.cluster.errors import as_user_error
+from jobs.cluster.events import Events
+from jobs.cluster.resources import Resources
+from jobs.cluster.waiting import require_resources
 from jobs.inputs import require_same_inputs
 from jobs.job import Job
 from jobs.kinds.evaluate import evaluate_job

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jobs import tasks
-from jobs.cluster import run_tasks
+from jobs.cluster.tasks import run_tasks
 from jobs.job import Job, describe, publish_job, warn_of_data
 from service.artifacts import MODEL_LINES
 

@@ -20,7 +20,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from rich.markup import escape
 
-from jobs.cluster import as_user_error, groups_at_once, release_placement_groups
+from jobs.cluster.errors import as_user_error
+from jobs.cluster.placement import release_placement_groups
+from jobs.cluster.resources import groups_at_once
 from jobs.failures import GO_ON, explain
 from jobs.job import Job
 from jobs.search.here import Here

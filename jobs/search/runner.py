@@ -133,7 +133,8 @@ def _free_memory() -> None:
 
 
 def _train_in_workers(run: TrialRun, say: Callable[[Event], None], signals: StopSignals) -> dict[str, Any]:
-    from jobs.cluster import require_resources, resources_for
+    from jobs.cluster.resources import resources_for
+    from jobs.cluster.waiting import require_resources
     from jobs.job import Run
     from jobs.train.on_ray import train_on_ray
 
@@ -159,7 +160,7 @@ def _train_in_workers(run: TrialRun, say: Callable[[Event], None], signals: Stop
 def _events(say: Callable[[Event], None]) -> Iterator[Any]:
     import ray
 
-    from jobs.cluster import Events
+    from jobs.cluster.events import Events
 
     events = Events(say)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray import tune
 
-from jobs.cluster import StopFlag
+from jobs.cluster.stop_bell import StopFlag
 from jobs.search.ledger import trial_id
 from jobs.search.runner import TrialRunner, runner_for
 from jobs.search.sampler import SCORE

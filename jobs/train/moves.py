@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.train.torch import TorchConfig
 
-from jobs.cluster import Resources, Wish, draining_nodes
+from jobs.cluster.placement import Wish, draining_nodes
+from jobs.cluster.resources import Resources
 
 if TYPE_CHECKING:
     from jobs.job import Run

@@ -23,7 +23,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from rich.markup import escape
 
-from jobs.cluster import DEATHS, Resources, StopFlag, as_user_error, release_placement_groups, root_cause
+from jobs.cluster.errors import DEATHS, as_user_error, root_cause
+from jobs.cluster.placement import release_placement_groups
+from jobs.cluster.resources import Resources
+from jobs.cluster.stop_bell import StopFlag
 from jobs.failures import GO_ON, explain, first_line
 from jobs.train.moves import Moves, PoliteTorchConfig, asked_to_end
 from service.artifacts import CHECKPOINTS

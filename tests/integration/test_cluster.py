@@ -14,16 +14,13 @@ import pytest
 from engine import environment
 from running import ROOT
 
-from jobs.cluster import (
-    Events,
-    Resources,
-    Wish,
-    as_user_error,
-    connected,
-    require_resources,
-    resources_for,
-    run_tasks,
-)
+from jobs.cluster.connection import connected
+from jobs.cluster.errors import as_user_error
+from jobs.cluster.events import Events
+from jobs.cluster.placement import Wish
+from jobs.cluster.resources import Resources, resources_for
+from jobs.cluster.tasks import run_tasks
+from jobs.cluster.waiting import require_resources
 from jobs.stopping import SIGNALS, StopSignals
 from service.errors import Fault, InfeasibleError, JobFailedError, ManifestError, WorkerLostError
 from service.spec.job import JobSpec
@@ -198,7 +195,8 @@ def test_an_elastic_job_takes_what_room_there_is_but_not_less_than_it_says(joine
 LOCAL_RAY = """
 from jobs.local_ray import give_token
 give_token()
-from jobs.cluster import connected, ray
+import ray
+from jobs.cluster.connection import connected
 from jobs.stopping import StopSignals
 with connected(StopSignals()) as local:
     assert local

@@ -13,7 +13,8 @@ from typing import Any
 
 import ray
 
-from jobs.cluster import StopFlag, as_user_error
+from jobs.cluster.errors import as_user_error
+from jobs.cluster.stop_bell import StopFlag
 from jobs.search.runner import Event, TrialRun
 from service.errors import WhisperJobsError, WorkerLostError
 from service.spec.job import JobSpec
