@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,6 @@ from jobs.adapter import (
 from jobs.augment import Augmenter
 from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
 from jobs.convert import save_published
-from jobs.evaluate import evaluate, from_lines, to_lines
 from jobs.failures import inputs_that_were_there
 from jobs.fast.base_dtype import cast_base
 from jobs.fast.dora import speed_up
@@ -41,7 +39,6 @@ from jobs.inits import INITIAL, begin, initial_sha256, without_adapter
 from jobs.model import Whisper, load_whisper
 from jobs.packing import make_packing
 from jobs.progress import transfer_events
-from jobs.score import summarise
 from jobs.train.checkpoint import Progress, adapter_state, read_checkpoint, write_checkpoint
 from jobs.train.heard import Clips, make_audio
 from jobs.train.kept import KeptOutputs, is_used, make_outputs, origin_of, why_not
@@ -49,12 +46,14 @@ from jobs.train.pass_size import Choice, Passes, estimated, longest_label, settl
 from jobs.train.probe import probed
 from jobs.train.ranks import VirtualRanks
 from jobs.train.runtime import Runtime, make_runtime
+from jobs.train.scores import Scores
 from jobs.train.session import Session
 from jobs.train.step import forward_loss
+from jobs.train.step_log import StepLog
 from jobs.train.store import CheckpointStore
 from jobs.train.validation import validation_loss
 from jobs.transcribe import Listener
-from service.artifacts import ADAPTER, BASE_LINES, TUNED_LINES
+from service.artifacts import ADAPTER
 from service.errors import DivergedError, JobFailedError, StoppedError
 from service.spec.job import JobSpec
 from service.spec.training import AUTO
@@ -120,7 +119,7 @@ class Trainer:
         self.checkpoints = CheckpointStore(self.storage, task.spec.engine.keep_checkpoints, self._notice)
         self.kept_step = 0
         self.progress = Progress()
-        self.window, self.whole = Window(), Window()
+        self.log = StepLog(session, self.runtime, self.steps, self.settings.logging_steps)
         self.best: dict[str, Tensor] | None = None
         self.kept: KeptOutputs | None = None
         self._given, self.shares_outputs = outputs, outputs is not None
@@ -131,18 +130,19 @@ class Trainer:
         self.whisper = self._load_base()
         self.whisper.model.to(self.runtime.device)
         self.kept, self.clips = self._keep_outputs(), self._clips()
-        base = None if self.task.trial else self._score_base()
+        self.scores = self._scores()
+        base = None if self.task.trial else self.scores.base(self.whisper, self._val_outputs)
         self._prepare_training()
         self._evaluate_if_due()  # a run may have been stopped between a step and its evaluation
         for batches in self._batches():
             self._step(batches)
         self.runtime.finish()
         report = self._take_best()
-        scores = {}
+        found = {}
         if not self.task.trial:
             self._publish()
-            scores = {"base": base, "tuned": self._score_saved()}
-        return scores | {
+            found = {"base": base, "tuned": self._score_saved()}
+        return found | {
             "adapter": report,
             "training": {
                 "steps": self.steps,
@@ -151,7 +151,7 @@ class Trainer:
                 "grad_accum": self.schedule.grad_accum,
                 "best_step": self.progress.best_step,
                 "history": self.progress.history,
-                "clips_per_s": self.whole.clips_per_s,
+                "clips_per_s": self.log.clips_per_s,
                 "precision": self.runtime.precision,
                 "device": self.runtime.device_name,
             },
@@ -183,24 +183,29 @@ class Trainer:
         again = {split for split, times in heard.items() if times > 1 or self.shares_outputs}
         return Clips(self.spec, self._audio(), self.whisper.processor.feature_extractor, self.runtime.device, again)
 
+    def _scores(self) -> Scores:
+        clips, val = self.clips, self.task.val
+        return Scores(
+            self.spec,
+            self.session,
+            self.storage,
+            self.runtime,
+            self.val_set,
+            lambda outputs: clips.features(val, outputs),
+        )
+
+    @property
+    def _val_outputs(self) -> SplitOutputs | None:
+        """Encoder outputs of the validation set, where the encoder is the base's."""
+        return self.kept.val if self.kept else None
+
     def _audio(self) -> KeptAudio:
         return make_audio(self.spec)
 
     def _outputs(self, origin: Origin) -> EncoderOutputs:
         return self._given or make_outputs(self.spec, origin, self.runtime.device)
 
-    # The way in: base score, adapters, optimizer, checkpoint.
-
-    def _score_base(self) -> dict[str, Any]:
-        # One worker looks: on a network file system another may not see the file yet, and would wait for us for ever.
-        if distributed.gather([self.storage.exists(BASE_LINES)])[0]:
-            utterances = from_lines(self.storage.read_bytes(BASE_LINES).decode())
-            return summarise(utterances, bootstrap=self.spec.evaluation.bootstrap)
-        utterances, summary = self._evaluate(self.whisper.model, "base", self.spec.evaluation.bootstrap)
-        if self.session.rank == 0:
-            self.storage.write_text(BASE_LINES, to_lines(utterances))
-        self._tell("base", summary)
-        return summary
+    # The way in: adapters, optimizer, checkpoint.
 
     def _prepare_training(self) -> None:
         seed_everything(self.settings.seed)  # the same adapters whether or not the base was scored just now
@@ -314,8 +319,7 @@ class Trainer:
     def _batches(self) -> Iterator[tuple[list[Batch], ...]]:
         """Per step, the forward passes of each of this worker's virtual ranks."""
         self.model.train()
-        for window in (self.window, self.whole):
-            window.restart()
+        self.log.restart()
         first = self.progress.step
         with inputs_that_were_there():
             yield from zip(
@@ -329,9 +333,7 @@ class Trainer:
             self._stop()
         loss, norm, rate = self._learn(batches, tokens)
         self.progress.step += 1
-        for window in (self.window, self.whole):
-            window.add(loss, self.schedule, self.progress.step)
-        self._log(norm, rate)
+        self.log.tell(self.progress.step, self.schedule, loss=loss, norm=norm, rate=rate)
         self._tell_kept()
         if not self._evaluate_if_due() and self.progress.step % self.settings.save_steps == 0:
             self._save()
@@ -411,29 +413,6 @@ class Trainer:
             "Lower training.lr, or use bf16 in place of fp16; checkpoints stay as they are"
         )
 
-    def _log(self, norm: float, rate: float) -> None:
-        window, step = self.window, self.progress.step
-        last = step == self.steps
-        # In fp16 a step that overflowed has no norm; JSON has no infinity.
-        finite_norm = norm if math.isfinite(norm) else None
-        values = {"loss": window.loss, "lr": rate, "grad_norm": finite_norm, "clips_per_s": window.clips_per_s}
-        # Every step moves the progress bar; every logging_steps'th is kept.
-        kept = step % self.settings.logging_steps == 0 or last
-        self.session.emit(
-            {
-                "event": "step",
-                "step": step,
-                "steps": self.steps,
-                "epoch": step / self.schedule.steps_per_epoch,
-                "logged": kept,
-            }
-            | values
-        )
-        if kept:
-            known = {f"train/{name}": value for name, value in values.items() if value is not None}
-            self.runtime.log(known, step)
-            self.window = Window()
-
     def _evaluate_if_due(self) -> bool:
         """Evaluate every eval_steps steps and at the end; each evaluation leaves a checkpoint."""
         step = self.progress.step
@@ -453,17 +432,15 @@ class Trainer:
         self.session.emit({"event": "evaluation", "step": step} | found)
         self.runtime.log({f"eval/{name}": value for name, value in found.items()}, step)
         self._save()
-        for window in (self.window, self.whole):
-            window.restart()
+        self.log.restart()
         return True
 
     def _measure(self) -> dict[str, float]:
         """The validation set's WER and CER, or its loss, as `evaluation.metric` says."""
         if self.spec.evaluation.metric == "wer":
-            _, summary = self._evaluate(self.model, "validation", 0)
-            return {name: summary[name] for name in ("wer", "cer")}
+            return self.scores.rates(self.whisper, self.model, self._val_outputs, self._listener())
         with self.runtime.autocast(), inputs_that_were_there():
-            loader = self._loader(self.val_set, outputs=self.kept.val if self.kept else None)
+            loader = self._loader(self.val_set, outputs=self._val_outputs)
             return {"loss": validation_loss(self.model, self.val_set, loader, self.spec, self.session)}
 
     def _save(self) -> None:
@@ -510,76 +487,11 @@ class Trainer:
         self.whisper = self._load_base()
         model = load_adapter(self.whisper.model, self.storage.fetch(ADAPTER)).to(self.runtime.device)
         speed_up(model, fast=self.spec.engine.fast_dora)
-        utterances, summary = self._evaluate(model, "tuned", self.spec.evaluation.bootstrap)
-        if self.session.rank == 0:
-            self.storage.write_text(TUNED_LINES, to_lines(utterances))
-        self._tell("tuned", summary)
-        distributed.barrier()
-        return summary
+        return self.scores.tuned(self.whisper, model)
 
     def _notice(self, text: str) -> None:
         self.session.emit({"event": "notice", "text": text})
 
-    def _tell(self, what: str, summary: dict[str, Any]) -> None:
-        self.session.emit({"event": "evaluation", "what": what, "wer": summary["wer"], "cer": summary["cer"]})
-
-    def _evaluate(self, model: Any, what: str, bootstrap: int) -> tuple[Any, dict[str, Any]]:
-        def progress(done: int, total: int) -> None:
-            self.session.emit({"event": "transcribed", "what": what, "done": done, "total": total})
-
-        with self.runtime.autocast(), inputs_that_were_there():
-            outputs = self.kept.val if self.kept else None
-            return evaluate(
-                model,
-                self.whisper.processor,
-                self.val_set,
-                self.spec.evaluation,
-                multilingual=self.whisper.multilingual,
-                rank=self.session.rank,
-                workers=self.session.workers,
-                threads=self.spec.data.threads,
-                bootstrap=bootstrap,
-                rules=self.spec.data.text,
-                progress=progress,
-                stopping=self.session.stopping,
-                outputs=outputs,
-                features=self.clips.features(self.task.val, outputs),
-                listener=self._listener(),
-            )
-
     def _listener(self) -> Listener | None:
         """What transcribes; None: as `evaluation` says."""
         return None
-
-
-class Window:
-    """Means since the last logged step."""
-
-    def __init__(self) -> None:
-        self._losses: list[float] = []
-        self._clips = 0
-        self._spent = 0.0
-        self._since = time.monotonic()
-
-    def add(self, loss: float, schedule: Schedule, step: int) -> None:
-        """Count one step (1, 2, ...)."""
-        now = time.monotonic()
-        self._spent += now - self._since
-        self._since = now
-        self._losses.append(loss)
-        index = (step - 1) % schedule.steps_per_epoch
-        self._clips += min(schedule.effective_batch, schedule.rows - index * schedule.effective_batch)
-
-    def restart(self) -> None:
-        """Leave out the time since the last step: an evaluation is no training."""
-        self._since = time.monotonic()
-
-    @property
-    def loss(self) -> float:
-        """Mean loss per label token."""
-        return sum(self._losses) / len(self._losses)
-
-    @property
-    def clips_per_s(self) -> float | None:
-        """Clips per second, over all workers; None: no step was made."""
-        return round(self._clips / max(self._spent, 1e-9), 3) if self._clips else None

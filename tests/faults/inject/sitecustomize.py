@@ -24,7 +24,7 @@ FOLDER = Path(os.environ.get("WHISPER_JOBS_FAULTS", "/nonexistent"))
 POINTS = {
     "before a step": ("jobs.train.loop", "Trainer._step", "before"),
     "between gradients and optimizer": ("jobs.distributed", "sum_gradients", "after"),
-    "after the optimizer": ("jobs.train.loop", "Trainer._log", "before"),
+    "after the optimizer": ("jobs.train.step_log", "StepLog.tell", "before"),
     "in evaluation": ("jobs.transcribe", "generation_arguments", "before"),
     "after the adapter of a checkpoint": ("jobs.train.checkpoint", "save_adapter", "after"),
     "before the seal of a checkpoint": ("jobs.train.store", "seal", "before"),
