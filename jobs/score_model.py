@@ -61,7 +61,7 @@ def score_shard(
 def loss_of(spec_json: str, root: str, model: dict[str, Any]) -> float:
     """Mean loss per label token of a checkpoint on the validation set; runs as a Ray task."""
     from jobs.train.session import LocalSession
-    from jobs.train.validation import validation_loss
+    from jobs.train.validation import loss_by, validation_loss
 
     spec = JobSpec.model_validate_json(spec_json)
     set_threads(spec)
@@ -74,8 +74,10 @@ def loss_of(spec_json: str, root: str, model: dict[str, Any]) -> float:
         threads=spec.data.threads,
         prefetch=spec.data.prefetch,
     )
+    device = device_of(spec)
     with autocast(spec):
-        return validation_loss(whisper.model.to(device_of(spec)), rows, loader, spec, LocalSession())
+        of_batch = loss_by(whisper.model.to(device), spec)
+        return validation_loss(of_batch, rows, loader, spec, LocalSession(), device)
 
 
 def collect(

@@ -159,22 +159,52 @@ class ManyAdapters:
         Returns:
             of each trial, B transcripts.
         """
-        self._stack()
-        count = len(models)
-        self._layout.members = [self.index(model) for model in models]
-        self._layout.audio_of = [0] * count
-        found = decode(self._model, audio_BPD, prompts_BT, rules, models=count)
+        self._of_the_same(models)
+        found = decode(self._model, audio_BPD, prompts_BT, rules, models=len(models))
         return [found[start : start + len(audio_BPD)] for start in range(0, len(found), len(audio_BPD))]
+
+    @torch.no_grad()
+    def losses(
+        self, models: Sequence[Any], audio_BPD: Tensor, inputs_BT: Tensor, labels_BT: Tensor
+    ) -> list[list[float]]:
+        """The loss of clips by several trials, without dropout.
+
+        Args:
+            models: their PeftModels.
+            audio_BPD: what the encoder made of the clips.
+            inputs_BT: decoder inputs.
+            labels_BT: labels, on the CPU.
+
+        Returns:
+            of each trial, the loss of each clip, summed over its label tokens.
+        """
+        self._of_the_same(models)
+        count = len(models)
+        hidden = self._decoded(inputs_BT.repeat(count, 1), audio_BPD)
+        tokens = labelled_losses(hidden, self._model.proj_out.weight, labels_BT.repeat(count, 1))
+        counts = (labels_BT != IGNORE).sum(1).tolist()
+        found_NB = torch.stack([part.double().sum() for part in tokens.split(counts * count)]).view(count, -1)
+        return [[float(loss) for loss in losses] for losses in found_NB.tolist()]
+
+    def _of_the_same(self, models: Sequence[Any]) -> None:
+        """Lay out a forward pass of several trials over the same audio, without dropout."""
+        self._stack()
+        self._layout.members = [self.index(model) for model in models]
+        self._layout.audio_of = [0] * len(models)
+
+    def _decoded(self, inputs: Tensor, audio: Tensor) -> Tensor:
+        """The decoder's output (N * B, T, D) in the present layout."""
+        found: Tensor = self._model.model.decoder(
+            input_ids=inputs.to(self.device), encoder_hidden_states=audio, use_cache=False
+        ).last_hidden_state
+        return found
 
     def _pass(self, group: list[tuple[Work, Batch]], autocast: Callable[[], Any]) -> list[Tensor]:
         """Forward and backward of one batch of each of some trials; all batches hold as many windows."""
-        batches = [batch for _, batch in group]
         with autocast():
             with self._at_work(group) as audio:
-                inputs_NBT, labels_NBT = _padded(batches)
-                hidden = self._model.model.decoder(
-                    input_ids=inputs_NBT.flatten(0, 1).to(self.device), encoder_hidden_states=audio, use_cache=False
-                ).last_hidden_state
+                inputs_NBT, labels_NBT = _padded([batch for _, batch in group])
+                hidden = self._decoded(inputs_NBT.flatten(0, 1), audio)
             tokens = labelled_losses(hidden, self._model.proj_out.weight, labels_NBT)
             # They lie trial by trial. (The sum of each is no gather of floats on a GPU, whose order is left to chance.)
             counts = (labels_NBT != IGNORE).flatten(1).sum(1).tolist()

@@ -51,7 +51,7 @@ from jobs.train.session import Session
 from jobs.train.step import forward_loss
 from jobs.train.step_log import StepLog
 from jobs.train.store import CheckpointStore
-from jobs.train.validation import validation_loss
+from jobs.train.validation import loss_by, validation_loss
 from jobs.transcribe import Listener
 from service.artifacts import ADAPTER
 from service.errors import DivergedError, JobFailedError, StoppedError
@@ -441,7 +441,12 @@ class Trainer:
             return self.scores.rates(self.whisper, self.model, self._val_outputs, self._listener())
         with self.runtime.autocast(), inputs_that_were_there():
             loader = self._loader(self.val_set, outputs=self._val_outputs)
-            return {"loss": validation_loss(self.model, self.val_set, loader, self.spec, self.session)}
+            found = validation_loss(self._loss_of, self.val_set, loader, self.spec, self.session, self.runtime.device)
+            return {"loss": found}
+
+    def _loss_of(self, batch: Batch) -> float:
+        """Of held-out clips, summed over their label tokens."""
+        return loss_by(self.model, self.spec)(batch)
 
     def _save(self) -> None:
         """Keep a checkpoint of the last step; rank 0 writes it."""

@@ -19,7 +19,7 @@ from jobs.search.runner import Event, InProcess, TrialRun
 from jobs.search.trial import Result, TrialPlan, job_of, results
 from jobs.train.pass_size import PASS_SIZE
 from jobs.train.session import LocalSession
-from jobs.train.validation import validation_loss
+from jobs.train.validation import loss_by, validation_loss
 from service.errors import DivergedError, InputLostError, JobFailedError, StoppedError
 from service.spec.job import JobSpec
 from service.storage import Storage
@@ -246,7 +246,8 @@ def test_the_validation_loss_is_that_of_transformers(search: Callable[..., JobSp
     whisper = load_whisper(spec.training.base_model)
     whisper.model.train()
     loader = Loader(rows, whisper.processor.feature_extractor, whisper.prompter(), threads=1, prefetch=1)
-    found = validation_loss(whisper.model, rows, loader, spec, LocalSession())
+    device = torch.device("cpu")
+    found = validation_loss(loss_by(whisper.model, spec), rows, loader, spec, LocalSession(), device)
     assert whisper.model.training, "it is left as it was"
     whisper.model.eval()
     total = tokens = 0.0

@@ -89,8 +89,13 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], b
 
 def test_each_trial_ends_as_it_ends_alone(spec_of: Callable[..., JobSpec], data: Storage) -> None:
     specs = [spec_of(f"trial-{index}", **point) for index, point in enumerate(POINTS)]
-    said = run_together(SharedEngine(specs[0], None), specs, data)
+    engine = SharedEngine(specs[0], None)
+    scored: list[int] = []
+    inner = engine._many.losses
+    engine._many.losses = lambda models, *rest: (scored.append(len(models)), inner(models, *rest))[1]  # type: ignore[method-assign]
+    said = run_together(engine, specs, data)
 
+    assert scored.count(len(POINTS)) == 5, "the five clips at step 4, by all trials together"
     for index, point in enumerate(POINTS):
         result = said[index][-1]["result"]
         alone, _ = run_engine(spec_of(f"alone-{index}", **point))

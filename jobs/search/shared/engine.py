@@ -22,6 +22,7 @@ from jobs.search.shared.listening import Listen, Together, Tokens, listen
 from jobs.search.shared.lockstep import Lockstep
 from jobs.search.shared.once import Once
 from jobs.search.shared.trainer import SharedTrainer
+from jobs.search.shared.validating import Validate, validate
 from jobs.stopping import StopSignals
 from jobs.train.heard import make_audio
 from jobs.train.here import train_here
@@ -35,12 +36,12 @@ from service.spec.shared import trials_together
 Learned = tuple[float, float, float]
 """What a trial hears of its step: its loss, its gradient's norm, and its learning rate."""
 
-Wishes = dict["SharedTrainer", Work | Listen]
+Wishes = dict["SharedTrainer", Work | Listen | Validate]
 Answers = dict["SharedTrainer", Any]
-"""Of each trial what it hears of its step, its transcripts, or an error."""
+"""Of each trial what it hears of its step, its transcripts, its loss, or an error."""
 
 _KEPT_CHUNKS = 4
-"""Of clips to be transcribed: a trial reads one ahead of the one that it has before it."""
+"""Of held-out clips: a trial reads one chunk ahead of the one that it has before it."""
 
 _KEPT_BATCHES = 64
 """Batches that are kept for trials that come to them a little later."""
@@ -60,11 +61,12 @@ class SharedEngine:
         self._whisper = load_whisper(spec.training.base_model, revision, attention=spec.engine.attention)
         self._whisper.model.to("cuda" if has_gpu(spec) else "cpu")
         self._many = ManyAdapters(self._whisper.model)
-        self._step: Lockstep[Work | Listen, Any] = Lockstep(self._in_one_thread)
+        self._step: Lockstep[Work | Listen | Validate, Any] = Lockstep(self._in_one_thread)
         # torch keeps a team of threads for each thread that computes; sixteen of them would fight over a CPU.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="step")
         self._batches: Once[Batch] = Once(_KEPT_BATCHES)
         self._chunks: Once[Chunk] = Once(_KEPT_CHUNKS)
+        self._held_out: Once[Batch] = Once(_KEPT_CHUNKS)
         self._outputs: dict[Origin, EncoderOutputs] = {}
         self._spec = spec
         self._choices: dict[int, Choice] = {}
@@ -73,7 +75,7 @@ class SharedEngine:
         self.alone = threading.RLock()
         """Held by who draws from the process's random numbers, or makes what the process has one of."""
         self.scoring = threading.RLock()
-        """Held by who transcribes."""
+        """Held by who transcribes by itself."""
 
     def events(self, run: TrialRun, stopping: Callable[[], bool]) -> Generator[Event]:
         """See TrialRunner."""
@@ -100,15 +102,14 @@ class SharedEngine:
             return self._outputs[origin]
 
     def loader(self, loader: Loader, seed: int, *, trains: bool) -> Loader:
-        """A trial's loader; batches of the training set are made once for all trials of one seed, by which clips are
-        varied."""
-        make = loader.make
+        """A trial's loader, whose batches are made once for all trials; those of the training set for all of one seed,
+        by which clips are varied."""
+        make, made = loader.make, self._batches if trains else self._held_out
 
         def once(entries: Sequence[Entry], epoch: int | None = None) -> Batch:
-            return self._batches.get((seed, epoch, tuple(entries)), lambda: make(entries, epoch))
+            return made.get((seed if trains else None, epoch, tuple(entries)), lambda: make(entries, epoch))
 
-        if trains:
-            loader.make = once  # type: ignore[method-assign]
+        loader.make = once  # type: ignore[method-assign]
         return loader
 
     def choice(self, passes: Passes) -> Choice:
@@ -151,6 +152,11 @@ class SharedEngine:
         found: Learned = self._step.ask(trainer, work)
         return found
 
+    def loss(self, trainer: SharedTrainer, batch: Batch) -> float:
+        """The trial's loss on held-out clips, summed over the label tokens."""
+        found: float = self._step.ask(trainer, Validate(trainer.model, batch))
+        return found
+
     def _in_one_thread(self, wishes: Wishes) -> Answers:
         return self._thread.submit(self._answer, wishes).result()
 
@@ -158,7 +164,9 @@ class SharedEngine:
         wishes = dict(sorted(wishes.items(), key=lambda each: self._many.index(each[0].model)))
         works = {trainer: wish for trainer, wish in wishes.items() if isinstance(wish, Work)}
         listens = {trainer: wish for trainer, wish in wishes.items() if isinstance(wish, Listen)}
-        return (self._learn(works) if works else {}) | (self._listen(listens) if listens else {})
+        validates = {trainer: wish for trainer, wish in wishes.items() if isinstance(wish, Validate)}
+        learned = self._learn(works) if works else {}
+        return learned | self._judge(listens, listen) | self._judge(validates, validate)
 
     def _learn(self, wishes: dict[SharedTrainer, Work]) -> Answers:
         """All of it at once or, where memory is short, in halves."""
@@ -177,11 +185,14 @@ class SharedEngine:
             found |= self._learn({trainer: wishes[trainer] for trainer in part})
         return found
 
-    def _listen(self, wishes: dict[SharedTrainer, Listen]) -> Answers:
+    def _judge(self, wishes: dict[SharedTrainer, Any], judge: Callable[[ManyAdapters, Sequence[Any]], Any]) -> Answers:
+        """What some trials say, or their losses, of the clips that each of them wants to be judged by."""
         trainers = list(wishes)
+        if not trainers:
+            return {}
         try:
             with trainers[0].runtime.autocast():
-                return dict(zip(trainers, listen(self._many, list(wishes.values())), strict=True))
+                return dict(zip(trainers, judge(self._many, list(wishes.values())), strict=True))
         except Exception as error:  # noqa: BLE001  # raised in the trials' own threads; others go on with their steps
             return dict.fromkeys(trainers, error)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +12,10 @@ from torch import Tensor
 from jobs.fast.greedy import Rules
 from jobs.fast.many import ManyAdapters
 from jobs.search.shared.once import Once
+from jobs.search.shared.room import clip_by_clip, clips_at_once
 from jobs.transcribe import Chunk, Listener
 
 Tokens = list[list[int]]
-
-_FREE_SHARE = 0.5
-"""Of a GPU's free memory, what keys and values of the audio may take: a decoder needs more than those."""
 
 
 @dataclass(frozen=True)
@@ -73,51 +70,20 @@ def listen(many: ManyAdapters, wishes: Sequence[Listen]) -> list[Tokens]:
         groups.setdefault(id(wish.chunk), []).append(place)
     found: list[Tokens] = [[] for _ in wishes]
     for places in groups.values():
-        first = wishes[places[0]]
-        models = [wishes[place].model for place in places]
-        # No inference mode: what a layer computes of its adapters here serves the next training step as well.
-        with torch.no_grad():
-            audio_BPD = many.hear(first.chunk)
-            texts = _decode(many, models, audio_BPD, first.prompts_BT, first.rules)
-        for place, text in zip(places, texts, strict=True):
-            found[place] = text
+        for place, texts in zip(places, _of_chunk(many, [wishes[place] for place in places]), strict=True):
+            found[place] = texts
     return found
 
 
-def _decode(many: ManyAdapters, models: list[Any], audio_BPD: Tensor, prompts_BT: Tensor, rules: Rules) -> list[Tokens]:
-    """As many clips at once as there is room for; where memory is short all the same, in halves."""
-    size = _clips_at_once(many, len(models), audio_BPD)
-    if size < len(audio_BPD):
-        return _in_parts(many, models, audio_BPD, prompts_BT, rules, size)
-    with suppress(torch.OutOfMemoryError):
-        return many.decode(models, audio_BPD, prompts_BT, rules)
-    torch.cuda.empty_cache()
-    if len(audio_BPD) > 1:
-        return _in_parts(many, models, audio_BPD, prompts_BT, rules, (len(audio_BPD) + 1) // 2)
-    if len(models) == 1:
-        return many.decode(models, audio_BPD, prompts_BT, rules)
-    half = len(models) // 2
-    return [
-        text for part in (models[:half], models[half:]) for text in _decode(many, part, audio_BPD, prompts_BT, rules)
-    ]
+def _of_chunk(many: ManyAdapters, wishes: list[Listen]) -> list[Tokens]:
+    """For trials that have the very same clips."""
+    first, models = wishes[0], [wish.model for wish in wishes]
+    # No inference mode: what a layer computes of its adapters here serves the next training step as well.
+    with torch.no_grad():
+        audio_BPD = many.hear(first.chunk)
 
+        def compute(some: list[Any], clips: slice) -> list[Tokens]:
+            return many.decode(some, audio_BPD[clips], first.prompts_BT[clips], first.rules)
 
-def _in_parts(
-    many: ManyAdapters, models: list[Any], audio_BPD: Tensor, prompts_BT: Tensor, rules: Rules, size: int
-) -> list[Tokens]:
-    found: list[Tokens] = [[] for _ in models]
-    for audio, prompts in zip(audio_BPD.split(size), prompts_BT.split(size), strict=True):
-        for texts, more in zip(found, _decode(many, models, audio, prompts, rules), strict=True):
-            texts.extend(more)
-    return found
-
-
-def _clips_at_once(many: ManyAdapters, models: int, audio_BPD: Tensor) -> int:
-    """Clips whose keys and values fit for all models. A CPU is no faster with more rows than one model's."""
-    clips, positions, width = audio_BPD.shape
-    if audio_BPD.device.type == "cpu":
-        return max(1, clips // models)
-    of_torch = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    free = torch.cuda.mem_get_info()[0] + of_torch
-    each = 2 * many.decoder_layers * positions * width * audio_BPD.element_size() * models
-    return max(1, int(_FREE_SHARE * free / each))
+        at_once = clips_at_once(audio_BPD, len(models), many.decoder_layers)
+        return clip_by_clip(models, slice(0, len(audio_BPD)), at_once, compute)

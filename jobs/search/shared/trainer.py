@@ -79,8 +79,11 @@ class SharedTrainer(Trainer):
         (passes,) = batches
         return self.engine.learn(self, Work(self.model, passes, tokens, self.streams.generator))
 
+    def _loss_of(self, batch: Batch) -> float:
+        return self.engine.loss(self, batch)
+
     def _measure(self) -> dict[str, float]:
-        if self.spec.evaluation.metric == "wer" and self._listener() is not None:
+        if self.spec.evaluation.metric == "loss" or self._listener() is not None:
             return super()._measure()
         with self.engine.scoring:  # one after the other: each has the processor to itself
             return super()._measure()

@@ -1,4 +1,4 @@
-"""Trials that train together are scored together: each says what it says alone."""
+"""Trials that train together are scored together: each says what it says alone, and has the loss that it has alone."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from datasets import Dataset
 from engine import fill_adapters, job, keeping, run_engine
 
 from jobs.adapter import attach
-from jobs.batches import Features
+from jobs.batches import Features, Loader
 from jobs.fast.greedy import Rules, decode
 from jobs.fast.log_mel import LogMel
 from jobs.fast.many import ManyAdapters
 from jobs.model import load_whisper
 from jobs.prepare import prepare, split_file
 from jobs.search.runner import TrialRun
-from jobs.search.shared import listening
+from jobs.search.shared import listening, validating
 from jobs.search.shared.engine import SharedEngine
 from jobs.search.shared.listening import Listen, listen
 from jobs.search.shared.once import Once
+from jobs.search.shared.room import clip_by_clip
+from jobs.search.shared.validating import Validate, validate
 from jobs.train.step import encoder_output
+from jobs.train.validation import loss_by
 from jobs.transcribe import Chunk, Prompts
 from service.errors import StoppedError
 from service.spec.job import JobSpec
@@ -89,18 +92,52 @@ def test_each_trial_says_what_it_says_alone(
 
     for model in models:
         many.add(model)
-    monkeypatch.setattr(listening, "_clips_at_once", lambda *_: at_once)
+    monkeypatch.setattr(listening, "clips_at_once", lambda *_: at_once)
     order = [2, 0, 1]
     found = listen(many, [Listen(models[place], chunk, prompts, rules) for place in order])
 
     assert found == [alone[place] for place in order]
 
 
+@pytest.mark.parametrize("at_once", [5, 2, 1])
+def test_each_trial_has_the_loss_that_it_has_alone(
+    whisper: Any, rows: Dataset, spec_of: Callable[..., JobSpec], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = ManyAdapters(whisper.model)
+    models = trials(many)
+    loader = Loader(rows, whisper.processor.feature_extractor, whisper.prompter(), threads=1, prefetch=1)
+    batch, other = loader.make([0, 1, 2, 3, 4]), loader.make([5, 6])
+    asked = [(2, batch), (0, other), (1, batch)]
+    alone = [loss_by(models[place], spec_of("alone"))(of) for place, of in asked]
+    for model in models:
+        many.add(model)
+    monkeypatch.setattr(validating, "clips_at_once", lambda *_: at_once)
+
+    assert validate(many, [Validate(models[place], of) for place, of in asked]) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("fits", [6, 3, 1])
+def test_where_memory_is_short_clips_and_then_trials_are_taken_by_halves(fits: int) -> None:
+    done: list[int] = []
+
+    def compute(models: list[str], clips: slice) -> list[list[str]]:
+        size = len(models) * (clips.stop - clips.start)
+        if size > fits:
+            raise torch.OutOfMemoryError
+        done.append(size)
+        return [[f"{model}{clip}" for clip in range(clips.start, clips.stop)] for model in models]
+
+    found = clip_by_clip(["a", "b", "c"], slice(0, 5), 4, compute)
+
+    assert found == [[f"{model}{clip}" for clip in range(5)] for model in "abc"]
+    assert sum(done) == 15, "each once"
+    assert max(done) == fits
+
+
 def test_training_goes_on_behind_it(whisper: Any, chunk: Chunk, rows: Dataset) -> None:
     """What a layer keeps of its adapters from scoring has to serve autograd."""
     import contextlib
 
-    from jobs.batches import Loader
     from jobs.fast.many import Work
 
     many = ManyAdapters(whisper.model)
