@@ -66,6 +66,7 @@ class Reporter:
             "evaluation": self._evaluation,
             "uploaded": self._uploaded,
             "trial": self._trial,
+            "trial_step": lambda event: self._trials.advance(event["id"], event["share"]),
             "notice": lambda event: self._say(event["text"]),
         }
 

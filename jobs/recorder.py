@@ -20,7 +20,7 @@ from service.storage.retry import START_PATIENCE_S
 COPY_EVERY_S = 20.0
 """How often a remote root gets what was said."""
 
-_ONLY_SHOWN = ("transcribed", "rows", "uploaded")
+_ONLY_SHOWN = ("transcribed", "rows", "uploaded", "trial_step")
 """Events that only move a bar."""
 
 

@@ -19,6 +19,9 @@ from service.trials import ENDED, score_text
 _ROWS = 16
 """Trials in the table; of more than that, those under way and the best."""
 
+_QUIET_S = 30.0
+"""Where there is no terminal, seconds without a line after which it is told how far the search is."""
+
 Event = dict[str, Any]
 
 
@@ -37,7 +40,7 @@ class TrialsShown:
         self._console, self._say, self._count = console, say, count
         self._rows: dict[str, Event] = {}
         self._live: Live | None = None
-        self._began = time.monotonic()
+        self._said = time.monotonic()
 
     def show(self, event: Event) -> None:
         """Show that a trial begins or ends, or was evaluated."""
@@ -49,6 +52,17 @@ class TrialsShown:
             self._live = Live(console=self._console, refresh_per_second=2)
             self._live.start()
         self._live.update(self.table())
+
+    def advance(self, trial: str, share: float) -> None:
+        """Show how much of its schedule a trial has done."""
+        row = self._rows.get(trial)
+        if row is None or row["status"] in ENDED:
+            return
+        self._rows[trial] = row | {"share": share}
+        if self._live is not None:
+            self._live.update(self.table())
+        elif time.monotonic() - self._said >= _QUIET_S:
+            self._tell_how_far()
 
     def close(self) -> None:
         """Leave the table as it stands."""
@@ -83,19 +97,19 @@ class TrialsShown:
         score = "" if event["score"] is None else f"  {score_words(event['score'], event['metric'])}"
         how = {"running": f"at {event['share']:.0%}"}.get(event["status"], event["status"])
         cause = f" ({escape(event['cause'])})" if event["cause"] else ""
+        self._said = time.monotonic()
         self._say(f"{event['id']} {how}{cause}{score}")
         if event["status"] in ENDED:
-            best = f"best {event['best']}: {score_words(event['best_score'], event['metric'])}" if event["best"] else ""
-            self._count(event["done"], event["planned"], best, self._work())
+            self._tell_how_far()
 
-    def _work(self) -> float:
-        """How much of it is done, in trials. A trial under way tells how far it is when it is evaluated only; it is
-        taken to be no less far than those that began after it."""
-        work = reached = 0.0
-        for row in reversed(self._rows.values()):  # which lie in the order in which they began
-            reached = max(reached, row["share"])
-            work += 1.0 if row["status"] in ENDED else reached
-        return work
+    def _tell_how_far(self) -> None:
+        self._said = time.monotonic()
+        rows = list(self._rows.values())
+        last = max(rows, key=lambda row: int(row["done"]))
+        best = f"best {last['best']}: {score_words(last['best_score'], last['metric'])}" if last["best"] else ""
+        under_way = f"{sum(row['status'] not in ENDED for row in rows)} under way"
+        work = sum(1.0 if row["status"] in ENDED else row["share"] for row in rows)
+        self._count(last["done"], last["planned"], best or under_way, work)
 
 
 def score_words(value: float, metric: str) -> str:

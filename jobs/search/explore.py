@@ -315,7 +315,7 @@ def _tuner(
     bundle: dict[str, float] = {"memory": float(DRIVER_MEMORY)}
     if not spec.resources.workers and not engines:
         bundle = job.resources.per_worker()
-    actor = tune.with_parameters(TrialActor, plan=plan, bell=job.events.bell, engines=engines)
+    actor = tune.with_parameters(TrialActor, plan=plan, bell=job.events.bell, log=job.events.log, engines=engines)
     return tune.Tuner(
         tune.with_resources(actor, tune.PlacementGroupFactory([bundle])),
         tune_config=tune.TuneConfig(

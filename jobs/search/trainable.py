@@ -20,7 +20,12 @@ class TrialActor(tune.Trainable):
     """The light driver of a trial. `stop` ends the training that is under way."""
 
     def setup(
-        self, config: dict[str, Any], plan: TrialPlan | None = None, bell: Any = None, engines: Sequence[Any] = ()
+        self,
+        config: dict[str, Any],
+        plan: TrialPlan | None = None,
+        bell: Any = None,
+        log: Any = None,
+        engines: Sequence[Any] = (),
     ) -> None:
         """See Trainable.
 
@@ -28,10 +33,11 @@ class TrialActor(tune.Trainable):
             config: {"number": n}.
             plan: what all trials share.
             bell: the job's StopBell actor.
+            log: the job's EventLog actor.
             engines: actors in which trials train together; empty: each trains on its own.
         """
         assert plan is not None
-        self._plan, self._engines, self._stopping = plan, engines, StopFlag(bell)
+        self._plan, self._engines, self._stopping, self._log = plan, engines, StopFlag(bell), log
         self._spec = JobSpec.model_validate_json(plan.spec)
         self._evaluations = self._spec.search.evaluations
         self._results = self._begin(config["number"])
@@ -46,7 +52,12 @@ class TrialActor(tune.Trainable):
         runner: TrialRunner = runner_for(self._spec)
         if self._engines:
             runner = InEngine(self._engines, number, self._spec.resources.max_failures)
-        return results(self._plan, trial_id(number), runner, self._stopping.is_set)
+        trial = trial_id(number)
+
+        def advance(share: float) -> None:
+            self._log.emit.remote({"event": "trial_step", "id": trial, "share": share})
+
+        return results(self._plan, trial, runner, self._stopping.is_set, advance)
 
     def step(self) -> dict[str, Any]:
         """See Trainable."""

@@ -38,6 +38,9 @@ OF_THE_TRIAL = (JobFailedError, VerificationError, SpecError)
 OF_ALL = (StorageError, InputLostError)
 """What would end every other trial too."""
 
+_ADVANCE_EVERY_S = 3.0
+"""A search of many short steps has more to do than to count them."""
+
 _KEPT_EVENTS = ("model", "evaluation", "checkpoint", "notice", "traceback")
 
 
@@ -96,7 +99,11 @@ class Result:
 
 
 def results(
-    plan: TrialPlan, trial: str, runner: TrialRunner, stopping: Callable[[], bool] = lambda: False
+    plan: TrialPlan,
+    trial: str,
+    runner: TrialRunner,
+    stopping: Callable[[], bool] = lambda: False,
+    advance: Callable[[float], None] = lambda share: None,
 ) -> Generator[Result]:
     """Run a trial, or go on with it; ends after a result whose status is not `running`.
 
@@ -105,12 +112,13 @@ def results(
         trial: its id; its record is on storage already.
         runner: trains it.
         stopping: whether the search is to stop.
+        advance: told now and then how much of the present training is done.
 
     Raises:
         StoppedError: the trial's node is taken away; it goes on elsewhere.
     """
     try:
-        found = _Trial(plan, trial, runner, stopping)
+        found = _Trial(plan, trial, runner, stopping, advance)
     except NotFoundError:
         way_out = "is not seen on every node; give a folder that all nodes share as outdir or storage.uri"
         yield Result(None, 0, status="interrupted", fatal=InputError([Fault(plan.root, way_out)]))
@@ -119,8 +127,16 @@ def results(
 
 
 class _Trial:
-    def __init__(self, plan: TrialPlan, trial: str, runner: TrialRunner, stopping: Callable[[], bool]) -> None:
-        self._plan, self._runner, self._stopping = plan, runner, stopping
+    def __init__(
+        self,
+        plan: TrialPlan,
+        trial: str,
+        runner: TrialRunner,
+        stopping: Callable[[], bool],
+        advance: Callable[[float], None],
+    ) -> None:
+        self._plan, self._runner, self._stopping, self._advance = plan, runner, stopping, advance
+        self._advanced = -math.inf
         self._spec = JobSpec.model_validate_json(plan.spec)
         self._job_root = Storage(plan.root)
         self._root = Storage(self._job_root.path(folder_of(trial)))
@@ -184,6 +200,8 @@ class _Trial:
                 self._began = self._began or time.monotonic()
                 if not repeat:
                     self._curves.take(event)
+                if event["event"] == "step":
+                    self._tell_how_far(event["step"] / event["steps"])
                 if event["event"] == "model":  # waiting for room is over
                     found = self._evaluations(event, job)
                     self._told += found
@@ -196,6 +214,11 @@ class _Trial:
                         yield self._result(each.number)
         finally:
             events.close()
+
+    def _tell_how_far(self, share: float) -> None:
+        if (now := time.monotonic()) - self._advanced >= _ADVANCE_EVERY_S:
+            self._advanced = now
+            self._advance(share)
 
     def _evaluations(self, event: Event, job: JobSpec) -> list[Evaluation]:
         """What an event says of evaluations that were not told: a training that goes on tells of those before too."""

@@ -112,9 +112,10 @@ class EngineConfig(Spec):
     GPU they differ by rounding. False: transformers' extractor, which transforms the whole window, on the CPU."""
 
     fast_loss: bool = True
-    """Compute the loss and its gradient straight from the decoder's output, some rows at a time and only where there
-    is a label: logits over the whole vocabulary, the largest thing that the decoder makes, are not kept. False: as
-    transformers does, and so too where the output head has an adapter. The results differ by rounding."""
+    """Compute the loss and its gradient straight from the decoder's output, only where there is a label, some rows at
+    a time or, in float32 on a CPU, in one kernel: logits over the whole vocabulary, the largest thing that the decoder
+    makes, are not kept. False: as transformers does, and so too where the output head has an adapter. The results
+    differ by rounding."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from jobs.batches import Loader
 from jobs.model import load_whisper
 from jobs.prepare import prepare, split_file
+from jobs.search import trial
 from jobs.search.ledger import Ledger, folder_of
 from jobs.search.runner import Event, InProcess, TrialRun
 from jobs.search.trial import Result, TrialPlan, job_of, results
@@ -90,6 +91,16 @@ def test_a_trial_learns_what_its_configuration_learns_alone(search: Callable[...
     assert ledger.trials[0].score == min(entry["wer"] for entry in history)
     assert ledger.trials[0].trainable_parameters == result["adapter"]["trainable_parameters"]
     assert same_checkpoint(Path(spec.root) / folder_of("t000"), folder, history[-1]["step"])
+
+
+def test_a_trial_tells_how_far_it_is(search: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "_ADVANCE_EVERY_S", 0.0)
+    spec, shares = search(), list[float]()
+    begun(spec)
+    plan = TrialPlan(spec.to_json(), spec.root, None, ROWS)
+    (*_, last) = results(plan, "t000", InProcess(), advance=shares.append)
+    steps = last.facts["step"]
+    assert shares == [step / steps for step in range(1, steps + 1)]
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])

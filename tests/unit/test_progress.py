@@ -167,17 +167,25 @@ def test_each_news_of_a_trial_is_a_line() -> None:
 
 
 def test_what_is_left_of_a_search_counts_trials_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four trials of eight at once, of which the third says first how far it is: the two before it are no less far."""
+    """Four trials of eight at once, which say now and then how far they are; a long silence is broken."""
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     screen = Screen()
     for number in range(4):
         screen.show("trial", **trial(number, "running", share=0.0, planned=8))
-    now[0] += 60
-    screen.show("trial", **trial(2, "stopped", 0.4, 1, share=0.5, planned=8))  # 1 + 2 * 0.5 of 8 in a minute
+    now[0] += 20
+    screen.show("trial_step", id="t000", share=0.5)
+    assert screen.lines == [], "a line has only just been said"
+    now[0] += 40
+    screen.show("trial_step", id="t001", share=0.5)  # 2 * 0.5 of 8 in a minute
+    assert screen.lines == ["trials 0/8  4 under way  eta 7:00"]
+    screen.show("trial", **trial(2, "stopped", 0.4, 1, share=0.5, planned=8))  # 2 * 0.5 + 1 of 8 in a minute
     assert screen.lines[-1].endswith("eta 3:00")
-    screen.show("trial", **trial(3, "finished", 0.4, 2, share=1.0, planned=8))  # so far are all that began before it
-    assert screen.lines[-1].endswith("eta 1:00")
+    screen.show("trial_step", id="t002", share=0.7)  # said before it ended, and come late
+    screen.show("trial_step", id="t009", share=0.7)  # of an attempt before this one
+    now[0] += 30
+    screen.show("trial_step", id="t003", share=1.0)
+    assert screen.lines[-1] == "trials 1/8  best t001: WER 20.0%  eta 2:30"
 
 
 def test_on_a_terminal_trials_are_a_table_that_stays() -> None:
