@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,10 @@ from torch.nn import functional as F
 
 from jobs.adapter import base_name, lora_layers
 from jobs.batches import Batch
+from jobs.fast.cross_attention import CrossAttention
 from jobs.fast.greedy import Rules, decode
-from jobs.fast.stack import Layout, Stack, StackedLinear
+from jobs.fast.many_adamw import Learner, ManyAdamW
+from jobs.fast.stack import Layout, Rows, Stack, StackedLinear
 from jobs.tokens import IGNORE
 from jobs.train.step import encoder_output, labelled_losses
 from jobs.transcribe import Chunk
@@ -61,7 +64,10 @@ class ManyAdapters:
         self._model = self.twin()
         self._places: dict[str, StackedLinear] = {}
         self._trials: list[Any] = []
-        self._stacked = False
+        self._optimizers: list[torch.optim.AdamW | None] = []
+        self._rows: Rows | None = None
+        self._adamw: ManyAdamW | None = None
+        self._grads_NP: Tensor
         for name, module in list(self._model.model.decoder.named_modules()):
             whole = f"model.decoder.{name}"
             if isinstance(module, nn.Linear):
@@ -69,6 +75,9 @@ class ManyAdapters:
                 parent, _, last = whole.rpartition(".")
                 setattr(self._model.get_submodule(parent), last, place)
                 self._places[whole] = place
+        if model.config._attn_implementation == "sdpa":
+            for layer in self._model.model.decoder.layers:
+                layer.encoder_attn = CrossAttention(layer.encoder_attn)
 
     def twin(self) -> Any:
         """Another model over the very weights of the base: a tree of modules, and no memory to speak of."""
@@ -77,44 +86,65 @@ class ManyAdapters:
             shared[id(each)] = nn.Parameter(each.data, requires_grad=False)
         return copy.deepcopy(self._base, shared)
 
-    def add(self, model: Any) -> None:
+    def add(self, model: Any, optimizer: torch.optim.AdamW | None = None) -> None:
         """Take a trial in: its parameters lie with the others' from the next step on.
 
         Args:
             model: its PeftModel, around a `twin`.
+            optimizer: what says how it learns, in `update`; None: something of its own.
         """
+        self._unstack()
         self._trials.append(model)
-        self._stacked = False
+        self._optimizers.append(optimizer)
 
     def remove(self, model: Any) -> None:
         """Let a trial go, with its parameters as they are."""
         if (index := self.index(model)) >= 0:
             self._unstack()
-            del self._trials[index]
+            del self._trials[index], self._optimizers[index]
 
     def release(self) -> None:
         """Let all trials go."""
         self._unstack()
-        self._trials = []
+        self._trials, self._optimizers = [], []
 
-    def _stack(self) -> None:
+    def sync(self, model: Any) -> None:
+        """Let a trial's optimizer know its moments, if it is there."""
+        if (index := self.index(model)) >= 0 and self._adamw is not None:
+            self._adamw.give(index)
+
+    def _stack(self) -> Rows:
         """Lay the trials' parameters together: once for all that have come and gone since the last step."""
-        if self._stacked:
-            return
-        self._unstack()
+        if self._rows is not None:
+            return self._rows
         layers = [{base_name(name): layer for name, layer in lora_layers(trial)} for trial in self._trials]
-        for name, place in self._places.items():
-            mine = [each.get(name) for each in layers]
-            place.stack = Stack(place.base, mine) if any(layer is not None for layer in mine) else None
-        self._stacked = True
+        adapted = {name: [each.get(name) for each in layers] for name in self._places}
+        adapted = {name: mine for name, mine in adapted.items() if any(layer is not None for layer in mine)}
+        shapes = [shape for name, mine in adapted.items() for shape in Stack.shapes(self._places[name].base, mine)]
+        self._rows = Rows(len(layers), sum(map(math.prod, shapes)), self.device)
+        for name, mine in adapted.items():
+            self._places[name].stack = Stack(self._places[name].base, mine, self._rows)
+        optimizers = [each for each in self._optimizers if each is not None]
+        if len(optimizers) == len(layers):
+            places = [[each for stack in self._stacks for each in stack.parameters[row]] for row in range(len(layers))]
+            learners = [Learner(*each) for each in zip(optimizers, places, strict=True)]
+            self._adamw = ManyAdamW(self._rows.values_NP, learners)
+        return self._rows
 
     def _unstack(self) -> None:
-        """Give all trials' parameters memory of their own."""
+        """Give all trials' parameters memory of their own, and their optimizers their moments."""
+        if self._adamw is not None:
+            for row in range(len(self._trials)):
+                self._adamw.give(row)
         for place in self._places.values():
             if place.stack is not None:
                 place.stack.release()
                 place.stack = None
-        self._stacked = False
+        self._rows = self._adamw = None
+
+    @property
+    def _stacks(self) -> list[Stack]:
+        return [place.stack for place in self._places.values() if place.stack is not None]
 
     def gradients(self, works: Sequence[Work], autocast: Callable[[], Any]) -> list[float]:
         """One step of several trials: every parameter of theirs gets its gradient.
@@ -127,10 +157,8 @@ class ManyAdapters:
         Returns:
             each trial's loss, its mean per label token.
         """
-        self._stack()
-        stacks = [place.stack for place in self._places.values() if place.stack is not None]
-        for stack in stacks:
-            stack.begin()
+        rows = self._stack()
+        rows.begin()
         # Read once, at the end: reading waits for the GPU.
         losses = torch.zeros(len(works), dtype=torch.float64, device=self.device)
         for turn in range(max(len(work.passes) for work in works)):
@@ -140,9 +168,26 @@ class ManyAdapters:
                 found = self._pass([(works[index], batch) for index, batch in group], autocast)
                 for (index, _), loss in zip(group, found, strict=True):
                     losses[index] += loss
-        for stack in stacks:
-            stack.hand_out()
+        self._grads_NP = rows.grads()
+        for stack in self._stacks:
+            stack.hand_out(self._grads_NP)
         return [float(loss) for loss in losses.tolist()]
+
+    def update(self, models: Sequence[Any], max_norm: float) -> list[float]:
+        """One step of several trials' optimizers by the gradients that are there.
+
+        Args:
+            models: their PeftModels; all that are there were added with optimizers.
+            max_norm: to which each trial's gradient is clipped.
+
+        Returns:
+            the norms of their gradients; a trial whose norm is not finite makes no step.
+        """
+        assert self._adamw is not None
+        norms = self._adamw.step(self._grads_NP, [self.index(model) for model in models], max_norm)
+        for stack in self._stacks:
+            stack.forget()
+        return norms
 
     @torch.no_grad()
     def decode(

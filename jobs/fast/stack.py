@@ -15,7 +15,9 @@ Shapes: N trials, B clips, T positions of text, P of audio, I in, O out, R rank;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,9 @@ from torch.nn import functional as F
 
 from jobs.adapter import ADAPTER_NAME
 from jobs.fast.dora import row_norms, row_squares
+
+Place = Callable[[Tensor], Tensor]
+"""Takes a buffer with a row for each trial (N, P); gives the share of it that lies where a tensor lies in `Rows`."""
 
 
 @dataclass
@@ -44,72 +49,113 @@ class Layout:
     texts: list[int] = field(default_factory=list)
 
 
+class Rows:
+    """Memory of several trials: a row for each, in which all of its parameters lie.
+
+    Args:
+        count: N.
+        size: P, elements of a row.
+        device: where it is.
+
+    Attributes:
+        values_NP: the parameters; where there is none, zeros.
+    """
+
+    def __init__(self, count: int, size: int, device: torch.device) -> None:
+        self.values_NP = torch.zeros(count, size, device=device)
+        self._tensors: list[Tensor] = []
+        self._taken = 0
+
+    def take(self, shape: Sequence[int]) -> tuple[Tensor, Place]:
+        """Room for a tensor of each trial: the tensor of all of them (N, *shape), and its place."""
+        start = self._taken
+        self._taken = end = start + math.prod(shape)
+
+        def place(buffer_NP: Tensor) -> Tensor:
+            return buffer_NP[:, start:end].unflatten(1, shape)
+
+        tensor = place(self.values_NP).detach().requires_grad_(True)
+        self._tensors.append(tensor)
+        return tensor, place
+
+    def begin(self) -> None:
+        """Forget the gradients of the step before."""
+        for tensor in self._tensors:
+            tensor.grad = None
+
+    def grads(self) -> Tensor:
+        """The gradients (N, P), in the places of what they belong to."""
+        parts = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in self._tensors]
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
 class Stack:
     """The adapters of one layer, of all trials.
 
     Args:
         base: the layer.
         layers: each trial's PEFT layer in its place; None: the trial has no adapter there.
+        rows: where their parameters are to lie.
     """
 
-    def __init__(self, base: nn.Linear, layers: Sequence[Any | None]) -> None:
-        device, count = base.weight.device, len(layers)
-        self.base = base
+    def __init__(self, base: nn.Linear, layers: Sequence[Any | None], rows: Rows) -> None:
+        self.base, self._rows = base, rows
         self.layers = list(layers)
         self.ranks = [0 if layer is None else layer.r[ADAPTER_NAME] for layer in layers]
-        rank = max([1, *self.ranks])
-        self.a_NRI = torch.zeros(count, rank, base.in_features, device=device)
-        self.b_NRO = torch.zeros(count, rank, base.out_features, device=device)
-        self.magnitude_NO = torch.ones(count, base.out_features, device=device)
+        room = [rows.take(shape) for shape in self.shapes(base, layers)]
+        self.a_NRI, self.b_NRO, self.magnitude_NO = (tensor for tensor, _ in room)
+        with torch.no_grad():
+            self.magnitude_NO.fill_(1.0)
         scales = [0.0 if layer is None else layer.scaling[ADAPTER_NAME] for layer in layers]
-        self.scale_N = torch.tensor(scales, device=device)
+        self.scale_N = torch.tensor(scales, device=base.weight.device)
         self.is_dora = [layer is not None and ADAPTER_NAME in layer.lora_magnitude_vector for layer in layers]
         self.dropouts = [
             0.0 if layer is None else getattr(layer.lora_dropout[ADAPTER_NAME], "p", 0.0) for layer in layers
         ]
         self._squares_O = row_squares(base.weight.detach()) if any(self.is_dora) else None
         self._norms: tuple[Any, Tensor] | None = None
-        self._parameters: list[tuple[nn.Parameter, Tensor, Any]] = []
-        for index, layer in enumerate(layers):
-            if layer is not None:
-                self._adopt(index, layer)
-        for tensor in self._tensors():
-            tensor.requires_grad_(True)
+        self.parameters: list[list[tuple[nn.Parameter, Place]]] = [
+            [] if layer is None else self._adopt(index, layer, *(place for _, place in room))
+            for index, layer in enumerate(layers)
+        ]
+        """Each trial's, with where they lie."""
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.a_NRI, self.b_NRO, self.magnitude_NO
+    @staticmethod
+    def shapes(base: nn.Linear, layers: Sequence[Any | None]) -> list[tuple[int, ...]]:
+        """Of a trial's A, B and magnitude, padded to the largest rank; B transposed: so each trial's share is dense."""
+        rank = max([1, *(layer.r[ADAPTER_NAME] for layer in layers if layer is not None)])
+        return [(rank, base.in_features), (rank, base.out_features), (base.out_features,)]
 
-    def _adopt(self, index: int, layer: Any) -> None:
-        """Have a trial's parameters lie in the stack. B lies transposed there: so each trial's share is dense."""
+    def _adopt(self, index: int, layer: Any, a: Place, b: Place, magnitude: Place) -> list[tuple[nn.Parameter, Place]]:
+        """Have a trial's parameters lie in the stack."""
         rank = self.ranks[index]
-        places = [
-            (layer.lora_A[ADAPTER_NAME].weight, self.a_NRI, lambda whole: whole[index, :rank]),
-            (layer.lora_B[ADAPTER_NAME].weight, self.b_NRO, lambda whole: whole[index, :rank].T),
+        found: list[tuple[nn.Parameter, Place]] = [
+            (layer.lora_A[ADAPTER_NAME].weight, lambda buffer: a(buffer)[index, :rank]),
+            (layer.lora_B[ADAPTER_NAME].weight, lambda buffer: b(buffer)[index, :rank].T),
         ]
         if self.is_dora[index]:
             vector = layer.lora_magnitude_vector[ADAPTER_NAME].weight
-            places.append((vector, self.magnitude_NO, lambda whole: whole[index]))
-        for parameter, whole, share in places:
-            place = share(whole)
-            place.copy_(parameter.data)
-            parameter.data = place
-            self._parameters.append((parameter, whole, share))
+            found.append((vector, lambda buffer: magnitude(buffer)[index]))
+        for parameter, place in found:
+            share = place(self._rows.values_NP)
+            share.copy_(parameter.data)
+            parameter.data = share
+        return found
 
     def release(self) -> None:
         """Give every trial's parameters memory of their own again."""
-        for parameter, _, _ in self._parameters:
+        for parameter, _ in itertools.chain.from_iterable(self.parameters):
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
-    def begin(self) -> None:
-        """Forget the gradients of the step before."""
-        for tensor in self._tensors():
-            tensor.grad = None
-
-    def hand_out(self) -> None:
+    def hand_out(self, grads_NP: Tensor) -> None:
         """Give each trial's parameters their share of the gradients."""
-        for parameter, whole, share in self._parameters:
-            if parameter.requires_grad and whole.grad is not None:
-                parameter.grad = share(whole.grad)
+        for parameter, place in itertools.chain.from_iterable(self.parameters):
+            if parameter.requires_grad:
+                parameter.grad = place(grads_NP)
+
+    def forget(self) -> None:
+        """Compute norms anew: the rows were changed."""
+        self._norms = None
 
     def gain(self, members: list[int]) -> Tensor | None:
         """g (N, 1, O) of those trials, in float32; None: none of them is a DoRA."""
@@ -124,7 +170,7 @@ class Stack:
     def _norm(self) -> Tensor:
         """||W + s B A|| by rows (N, O), in float32, once for each state of the factors."""
         # Optimizers write to the trials' own parameters, whose changes the whole stack counts as well.
-        state = tuple(parameter._version for parameter, _, _ in self._parameters)
+        state = tuple(parameter._version for parameter, _ in itertools.chain.from_iterable(self.parameters))
         if self._norms is None or self._norms[0] != state:
             assert self._squares_O is not None
             found = row_norms(self.base.weight, self._squares_O, self.a_NRI, self.b_NRO.mT, self.scale_N)
@@ -148,28 +194,27 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N * B, T, I) gives (N * B, T, O); of audio (U * B, P, I), of U distinct batches, gives (N * B, P, O)."""
+        y, gain_N1O = self.before_gain(x)
+        return y if gain_N1O is None else with_gain(y, gain_N1O, self.base.bias)
+
+    def before_gain(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """W x + s B A d(x), and the gain (N, 1, O) that it is to be multiplied with before b is added; where that is
+        None, W x + s B A d(x) + b."""
         members, base, stack = self.layout.members, self.base, self.stack
         count = len(members)
         sources = max(self.layout.audio_of) + 1 if self.of_audio else count
         positions, clips = x.shape[1], x.shape[0] // sources
-        y_UMO = F.linear(x, base.weight).reshape(sources, -1, base.out_features)
-        if stack is None or not any(stack.ranks[index] for index in members):
-            y_NMO = self._of_each(y_UMO if base.bias is None else y_UMO + base.bias.to(y_UMO.dtype))
-            return y_NMO.reshape(count * clips, positions, base.out_features)
-        low_NMR = self._low(x.reshape(sources, -1, base.in_features), clips, positions)
-        # Scale and gain are taken to B, which is small; what is as large as the output is written twice, and no more.
-        b_NRO = _of(stack.b_NRO, members) * _of(stack.scale_N, members)[:, None, None]
-        gain = stack.gain(members)
-        if gain is None:
-            y_NMO = self._of_each(y_UMO if base.bias is None else y_UMO + base.bias.to(y_UMO.dtype))
-        else:
-            b_NRO = b_NRO * gain
-            y_NMO = self._of_each(y_UMO)
-            y_NMO = (y_NMO * gain if base.bias is None else torch.addcmul(base.bias, y_NMO, gain)).to(y_UMO.dtype)
-        # Added in place where it is a tensor of its own.
-        add = torch.baddbmm if gain is None else torch.Tensor.baddbmm_
-        y_NMO = add(y_NMO, low_NMR.to(y_NMO.dtype), b_NRO.to(y_NMO.dtype))
-        return y_NMO.reshape(count * clips, positions, base.out_features)
+        adapted = stack is not None and any(stack.ranks[index] for index in members)
+        gain_N1O = stack.gain(members) if stack is not None and adapted else None
+        y_UMO = F.linear(x, base.weight, base.bias if gain_N1O is None else None)
+        y_NMO = self._of_each(y_UMO.reshape(sources, -1, base.out_features))
+        if stack is not None and adapted:
+            low_NMR = self._low(x.reshape(sources, -1, base.in_features), clips, positions)
+            b_NRO = _of(stack.b_NRO, members) * _of(stack.scale_N, members)[:, None, None]
+            # Added in place where it is a tensor of its own.
+            add = torch.baddbmm if self.of_audio else torch.Tensor.baddbmm_
+            y_NMO = add(y_NMO, low_NMR.to(y_NMO.dtype), b_NRO.to(y_NMO.dtype))
+        return y_NMO.reshape(count * clips, positions, base.out_features), gain_N1O
 
     def _low(self, x_UMI: Tensor, clips: int, positions: int) -> Tensor:
         """A d(x) of every trial: (N, M, R)."""
@@ -205,6 +250,13 @@ class StackedLinear(nn.Module):
                 keep = torch.empty(clips, length, like.shape[-1], device=like.device, dtype=like.dtype)
                 mask[:, :length] = keep.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
         return masks.flatten(1, 2)
+
+
+def with_gain(y: Tensor, gain_N1O: Tensor, bias_O: Tensor | None) -> Tensor:
+    """g * y + b of rows (N * B, T, O), trial by trial."""
+    y_NMO = y.reshape(len(gain_N1O), -1, y.shape[-1])
+    found = y_NMO * gain_N1O if bias_O is None else torch.addcmul(bias_O, y_NMO, gain_N1O)
+    return found.to(y.dtype).reshape(y.shape)
 
 
 def _of(stacked: Tensor, members: list[int]) -> Tensor:

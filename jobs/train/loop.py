@@ -357,18 +357,14 @@ class Trainer:
     def _learn(self, batches: tuple[list[Batch], ...], tokens: float) -> tuple[float, float, float]:
         """Forward, backward, and the optimizer's step; returns the loss, the gradient's norm and the learning rate."""
         loss = self.finite(self._gradients(batches, tokens))
-        return loss, *self.update()
+        return loss, *self._update()
 
-    def update(self) -> tuple[float, float]:
-        """One step of the optimizer by the gradients that are there; returns their norm and the learning rate.
-
-        Raises:
-            DivergedError: the norm is not a finite number.
-        """
+    def _update(self) -> tuple[float, float]:
+        """One step of the optimizer by the gradients that are there; returns their norm and the learning rate."""
         norm = self.runtime.clip(self.parameters, self.optimizer, self.spec.engine.max_grad_norm)
-        if self.runtime.scaler is None and not math.isfinite(norm):
-            raise DivergedError(self._diverged(f"the gradient's norm is {norm}"))
-        rate = float(self.scheduler.get_last_lr()[0])
+        if self.runtime.scaler is None:
+            self.finite(norm, "the gradient's norm")
+        rate = self.rate
         self.optimizer.step()
         if not self.runtime.skipped(self.optimizer):
             self.scheduler.step()
@@ -397,21 +393,23 @@ class Trainer:
         distributed.sum_gradients(self.parameters)
         return loss
 
-    def finite(self, loss: float) -> float:
-        """A loss that is a number.
+    @property
+    def rate(self) -> float:
+        """The learning rate of the step that comes."""
+        return float(self.scheduler.get_last_lr()[0])
+
+    def finite(self, value: float, what: str = "the loss") -> float:
+        """A loss or a norm that is a number.
 
         Raises:
             DivergedError: it is none.
         """
-        if not math.isfinite(loss):
-            raise DivergedError(self._diverged(f"the loss is {loss}"))
-        return loss
-
-    def _diverged(self, what: str) -> str:
-        return (
-            f"training: {what} at step {self.progress.step + 1}; stopped before the optimizer step. "
-            "Lower training.lr, or use bf16 in place of fp16; checkpoints stay as they are"
-        )
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"training: {what} is {value} at step {self.progress.step + 1}; stopped before the optimizer step. "
+                "Lower training.lr, or use bf16 in place of fp16; checkpoints stay as they are"
+            )
+        return value
 
     def _evaluate_if_due(self) -> bool:
         """Evaluate every eval_steps steps and at the end; each evaluation leaves a checkpoint."""

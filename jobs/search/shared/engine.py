@@ -141,7 +141,11 @@ class SharedEngine:
 
     def add(self, trainer: SharedTrainer) -> None:
         """Take its adapters in."""
-        self._step.between(lambda: self._many.add(trainer.model))
+        self._step.between(lambda: self._many.add(trainer.model, trainer.adamw))
+
+    def sync(self, trainer: SharedTrainer) -> None:
+        """Let a trial's optimizer know what it has come to."""
+        self._step.between(lambda: self._many.sync(trainer.model))
 
     def leave(self, trainer: SharedTrainer) -> None:
         """Let a trial go, if it is there."""
@@ -177,12 +181,23 @@ class SharedEngine:
             if len(trainers) == 1:
                 return {trainers[0]: error}
         else:
-            return {trainer: _learned(trainer, loss) for trainer, loss in zip(trainers, losses, strict=True)}
+            return self._update(dict(zip(trainers, losses, strict=True)))
         torch.cuda.empty_cache()
         half = len(trainers) // 2
         found: Answers = {}
         for part in (trainers[:half], trainers[half:]):
             found |= self._learn({trainer: wishes[trainer] for trainer in part})
+        return found
+
+    def _update(self, losses: dict[SharedTrainer, float]) -> Answers:
+        """Have the optimizers of some trials make their step; what goes wrong there is that trial's own."""
+        found: Answers = {trainer: _tried(trainer.finite, loss) for trainer, loss in losses.items()}
+        steady = [trainer for trainer, loss in found.items() if not isinstance(loss, BaseException)]
+        if steady:
+            norms = self._many.update([trainer.model for trainer in steady], self._spec.engine.max_grad_norm)
+            for trainer, norm in zip(steady, norms, strict=True):
+                made = _tried(trainer.updated, norm)
+                found[trainer] = made if isinstance(made, BaseException) else (losses[trainer], *made)
         return found
 
     def _judge(self, wishes: dict[SharedTrainer, Any], judge: Callable[[ManyAdapters, Sequence[Any]], Any]) -> Answers:
@@ -208,9 +223,9 @@ def of_search(passes: Passes, search: JobSpec) -> Passes:
     return replace(passes, spec=spec, trainable=trainable, trials=trials_together(search))
 
 
-def _learned(trainer: SharedTrainer, loss: float) -> Learned | BaseException:
-    """Let a trial's optimizer make its step; what goes wrong there is that trial's own."""
+def _tried(function: Callable[[float], Any], value: float) -> Any:
+    """What a function of one trial's gives, or the error that it raises."""
     try:
-        return trainer.finite(loss), *trainer.update()
+        return function(value)
     except Exception as error:  # noqa: BLE001  # raised in the trial's own thread
         return error

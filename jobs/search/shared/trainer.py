@@ -79,6 +79,31 @@ class SharedTrainer(Trainer):
         (passes,) = batches
         return self.engine.learn(self, Work(self.model, passes, tokens, self.streams.generator))
 
+    def updated(self, norm: float) -> tuple[float, float]:
+        """Go on after a step of the optimizer, which all trials make together; returns what `_update` returns.
+
+        Args:
+            norm: of the gradient; where it was not finite, no step was made.
+
+        Raises:
+            DivergedError: it was not.
+        """
+        rate = self.rate
+        self.finite(norm, "the gradient's norm")
+        self.adamw._opt_called = True  # by which the schedule knows that there was a step
+        self.scheduler.step()
+        self.dora.refresh()
+        return norm, rate
+
+    @property
+    def adamw(self) -> Any:
+        """What says how it learns."""
+        return self.optimizer.optimizer
+
+    def _parts(self) -> dict[str, Any]:
+        self.engine.sync(self)
+        return super()._parts()
+
     def _loss_of(self, batch: Batch) -> float:
         return self.engine.loss(self, batch)
 
