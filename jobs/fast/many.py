@@ -147,7 +147,8 @@ class ManyAdapters:
         return [place.stack for place in self._places.values() if place.stack is not None]
 
     def gradients(self, works: Sequence[Work], autocast: Callable[[], Any]) -> list[float]:
-        """One step of several trials: every parameter of theirs gets its gradient.
+        """Forward and backward of several trials: the gradients of their parameters, which `update` takes; where trials
+        have optimizers of their own, every parameter gets its.
 
         Args:
             works: what each of them wants; each trial is in at most once. In the order of their `index` nothing of
@@ -169,8 +170,9 @@ class ManyAdapters:
                 for (index, _), loss in zip(group, found, strict=True):
                     losses[index] += loss
         self._grads_NP = rows.grads()
-        for stack in self._stacks:
-            stack.hand_out(self._grads_NP)
+        if self._adamw is None:
+            for stack in self._stacks:
+                stack.hand_out(self._grads_NP)
         return [float(loss) for loss in losses.tolist()]
 
     def update(self, models: Sequence[Any], max_norm: float) -> list[float]:

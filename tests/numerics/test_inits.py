@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from peft import PeftModel, get_peft_model, initialize_lora_eva_weights
 from peft.tuners.lora.config import CordaConfig
 from test_resume import assert_same_run, stop_after
 from torch import Tensor
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperForConditionalGeneration
 
 from jobs import inits
 from jobs.adapter import ADAPTER_NAME, lora_config, lora_layers
@@ -116,14 +114,6 @@ class Run:
     @property
     def init(self) -> Any:
         return self.spec.training.lora_init
-
-
-@pytest.fixture(scope="module", autouse=True)
-def read_vocabularies_once() -> Iterator[None]:
-    """Reading the vocabulary takes longer than training a tiny model."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WhisperProcessor, "from_pretrained", functools.cache(WhisperProcessor.from_pretrained))
-        yield
 
 
 @pytest.fixture(scope="module", params=CASES)
