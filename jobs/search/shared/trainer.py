@@ -1,5 +1,5 @@
-"""The training engine of one trial among others: with a schedule, an optimizer and checkpoints of its own, and steps that
-all trials make together."""
+"""The training engine of one trial among others: with a schedule, an optimizer and checkpoints of its own, and steps
+that all trials make together."""
 
 from __future__ import annotations
 
