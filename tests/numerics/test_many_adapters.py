@@ -80,13 +80,19 @@ def alone(model: Any, passes: list[Batch], tokens: float, seed: int) -> tuple[fl
     return total, gradients(model)
 
 
-def together(many: ManyAdapters, models: list[Any], passes: list[list[Batch]], seed: int) -> list[tuple[float, dict]]:
+def together(
+    many: ManyAdapters,
+    models: list[Any],
+    passes: list[list[Batch]],
+    seed: int,
+    autocast: Callable[[], Any] = no_autocast,
+) -> list[tuple[float, dict]]:
     works = []
     for model, own in zip(models, passes, strict=True):
         many.add(model)
         tokens = float(sum(int((batch.labels_BT >= 0).sum()) for batch in own))
         works.append(Work(model, own, tokens, torch.Generator().manual_seed(seed)))
-    losses = many.gradients(works, no_autocast)
+    losses = many.gradients(works, autocast)
     found = [(loss, gradients(model)) for loss, model in zip(losses, models, strict=True)]
     many.release()
     return found
@@ -115,6 +121,29 @@ def test_gradients_are_those_of_each_trial_alone(whisper: Any, batches: Any, sam
     for name, one, other in zip(TRIALS, found, expected, strict=True):
         assert one[1], name
         assert_same(one, other)
+
+
+def test_in_bfloat16_they_are_those_of_each_trial_alone_to_its_precision(whisper: Any, batches: Any) -> None:
+    def autocast() -> Any:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    many = ManyAdapters(whisper.model)
+    names = [name for name in TRIALS if name != "dropout"]  # whose numbers differ by precision
+    models = [begun(many, name, seed) for seed, name in enumerate(names)]
+    batch = batches(0, 5)
+    tokens = float((batch.labels_BT >= 0).sum())
+    exact = [alone(model, [batch], tokens, 7) for model in models]
+    with autocast():
+        each_alone = [alone(model, [batch], tokens, 7) for model in models]
+    found = together(many, models, [[batch]] * len(models), 7, autocast)
+
+    def off(one: dict[str, Tensor], true: dict[str, Tensor]) -> float:
+        distance = torch.cat([(one[name] - true[name]).flatten() for name in true]).norm()
+        return float(distance / torch.cat([each.flatten() for each in true.values()]).norm())
+
+    for name, mine, other, true in zip(names, found, each_alone, exact, strict=True):
+        assert mine[0] == pytest.approx(true[0], rel=1e-2), name
+        assert 0 < off(mine[1], true[1]) < 1.5 * off(other[1], true[1]) + 1e-3, name
 
 
 def test_the_encoder_runs_once_for_a_batch_that_all_trials_share(whisper: Any, batches: Any) -> None:
