@@ -40,7 +40,7 @@ LABEL_TOKENS = 128
 """Tokens of a clip's transcript, taken for the estimate; the most that Whisper knows is 448."""
 
 LOSS_ROWS = 1024
-"""Tokens whose logits jobs/fast/loss.py holds at a time."""
+"""Tokens whose logits jobs/fast/loss.py holds at a time, on a GPU. (In float32 on a CPU it holds none.)"""
 
 WINDOW_BYTES = 30 * 16_000 * 4
 """A decoded clip's, at most."""
