@@ -19,6 +19,9 @@ from jobs.trials_shown import TrialsShown
 _LINE_EVERY_S = 10.0
 
 
+_LEAST_SHARE = 0.01
+"""Of all work, what must be done for a guess at when the rest will be."""
+
 LARGE = 32 << 20
 """Bytes of a transfer that is worth a bar."""
 
@@ -127,7 +130,7 @@ class Reporter:
         first_done, first_time = self._first
         work = done if work is None else work
         left = ""
-        if work > first_done and done < total:
+        if work - first_done >= _LEAST_SHARE * (total - first_done) and done < total:
             left = f"  eta {seconds_text((now - first_time) / (work - first_done) * (total - work))}"
         self._say(f"{stage} {done}/{total}{'  ' + detail if detail else ''}{left}")
         if done == total:
@@ -175,7 +178,7 @@ class Reporter:
         self._say(f"{name}WER {event['wer']:.1%}, CER {event['cer']:.1%}{where}")
 
     def _trial(self, event: dict[str, Any]) -> None:
-        self._first = self._first or (0, time.monotonic())
+        self._first = self._first or (event["done"], time.monotonic())
         self._trials.show(event)
 
 

@@ -75,8 +75,7 @@ def loss_of(spec_json: str, root: str, model: dict[str, Any]) -> float:
         prefetch=spec.data.prefetch,
     )
     device = device_of(spec)
-    with autocast(spec):
-        of_batch = loss_by(whisper.model.to(device), spec)
+    with autocast(spec), loss_by(whisper.model.to(device), spec) as of_batch:
         return validation_loss(of_batch, rows, loader, spec, LocalSession(), device)
 
 

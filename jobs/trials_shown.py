@@ -39,12 +39,13 @@ class TrialsShown:
     ) -> None:
         self._console, self._say, self._count = console, say, count
         self._rows: dict[str, Event] = {}
+        self._latest: Event = {}
         self._live: Live | None = None
         self._said = time.monotonic()
 
     def show(self, event: Event) -> None:
         """Show that a trial begins or ends, or was evaluated."""
-        self._rows[event["id"]] = event
+        self._rows[event["id"]] = self._latest = event
         if not self._console.is_terminal:
             self._line(event)
             return
@@ -72,7 +73,7 @@ class TrialsShown:
 
     def table(self) -> Table:
         """The trials under way and the best others."""
-        last = next(reversed(self._rows.values()))
+        last = self._latest
         rows = sorted(self._rows.values(), key=_order)
         names = list(dict.fromkeys(name for row in rows for name in row["settings"]))
         title = f"{last['done']} of {last['planned']} trials done"
@@ -90,6 +91,7 @@ class TrialsShown:
 
     def _line(self, event: Event) -> None:
         if event["status"] == "pending":
+            self._said = time.monotonic()
             self._say(f"{event['id']} begins: {escape(words_of(event['settings']))}")
             return
         if event["status"] == "running" and event["score"] is None:
@@ -104,12 +106,11 @@ class TrialsShown:
 
     def _tell_how_far(self) -> None:
         self._said = time.monotonic()
-        rows = list(self._rows.values())
-        last = max(rows, key=lambda row: int(row["done"]))
+        last, under_way = self._latest, [row for row in self._rows.values() if row["status"] == "running"]
         best = f"best {last['best']}: {score_words(last['best_score'], last['metric'])}" if last["best"] else ""
-        under_way = f"{sum(row['status'] not in ENDED for row in rows)} under way"
-        work = sum(1.0 if row["status"] in ENDED else row["share"] for row in rows)
-        self._count(last["done"], last["planned"], best or under_way, work)
+        # Those that are done are more than the rows where an earlier attempt has done some.
+        work = last["done"] + sum(row["share"] for row in under_way)
+        self._count(last["done"], last["planned"], best or f"{len(under_way)} under way", work)
 
 
 def score_words(value: float, metric: str) -> str:

@@ -112,7 +112,9 @@ class Layers:
         over_audio = of_audio or in_encoder(module.name)
         # All these layers have one input, the encoder's output, where it is neither cast nor dropped from.
         shares = of_audio and self.training.freeze_encoder and self.value == 4 and not self._drops
-        values = (0 if shares else module.in_features) + module.rank + self.dora_outputs * module.out_features
+        # Trials that train together take a DoRA's gain from keys and values to what is as long as the text.
+        outputs = 0 if of_audio and self.shared else self.dora_outputs
+        values = (0 if shares else module.in_features) + module.rank + outputs * module.out_features
         mask = module.in_features * (self.value if self.shared else 1) if self._drops else 0
         return (self.audio if over_audio else self.text) * (self.value * values + mask)
 

@@ -46,11 +46,11 @@ def groups_at_once(needed: Resources) -> int:
 
 def fitting(needed: Resources) -> int:
     """How many such workers the present nodes can hold, were there no other job."""
-    fitting = 0
+    count = 0
     for node in _nodes():
         room = [node.get(name, 0.0) / amount for name, amount in needed.per_worker().items() if amount]
-        fitting += int(min(room)) if room else needed.workers
-    return fitting
+        count += int(min(room)) if room else needed.workers
+    return count
 
 
 def infeasible(needed: Resources, missing: str, where: str) -> InfeasibleError:

@@ -67,7 +67,7 @@ class ManyAdapters:
         self._optimizers: list[torch.optim.AdamW | None] = []
         self._rows: Rows | None = None
         self._adamw: ManyAdamW | None = None
-        self._grads_NP: Tensor
+        self._grads_NP: Tensor | None = None
         for name, module in list(self._model.model.decoder.named_modules()):
             whole = f"model.decoder.{name}"
             if isinstance(module, nn.Linear):
@@ -91,8 +91,11 @@ class ManyAdapters:
 
         Args:
             model: its PeftModel, around a `twin`.
-            optimizer: what says how it learns, in `update`; None: something of its own.
+            optimizer: by which it learns, in `update`; None: each parameter is handed its gradient. All trials have
+                one, or none.
         """
+        if self._trials and (optimizer is None) != (self._optimizers[0] is None):
+            raise ValueError("trials with and without an optimizer cannot train together")
         self._unstack()
         self._trials.append(model)
         self._optimizers.append(optimizer)
@@ -109,9 +112,9 @@ class ManyAdapters:
         self._trials, self._optimizers = [], []
 
     def sync(self, model: Any) -> None:
-        """Let a trial's optimizer know its moments, if it is there."""
+        """Let a trial's optimizer know its moments, if it is there, for a checkpoint: they lie in main memory."""
         if (index := self.index(model)) >= 0 and self._adamw is not None:
-            self._adamw.give(index)
+            self._adamw.give(index, torch.device("cpu"))
 
     def _stack(self) -> Rows:
         """Lay the trials' parameters together: once for all that have come and gone since the last step."""
@@ -125,7 +128,7 @@ class ManyAdapters:
         for name, mine in adapted.items():
             self._places[name].stack = Stack(self._places[name].base, mine, self._rows)
         optimizers = [each for each in self._optimizers if each is not None]
-        if len(optimizers) == len(layers):
+        if optimizers:
             places = [[each for stack in self._stacks for each in stack.parameters[row]] for row in range(len(layers))]
             learners = [Learner(*each) for each in zip(optimizers, places, strict=True)]
             self._adamw = ManyAdamW(self._rows.values_NP, learners)
@@ -140,15 +143,15 @@ class ManyAdapters:
             if place.stack is not None:
                 place.stack.release()
                 place.stack = None
-        self._rows = self._adamw = None
+        self._rows = self._adamw = self._grads_NP = None
 
     @property
     def _stacks(self) -> list[Stack]:
         return [place.stack for place in self._places.values() if place.stack is not None]
 
     def gradients(self, works: Sequence[Work], autocast: Callable[[], Any]) -> list[float]:
-        """Forward and backward of several trials: the gradients of their parameters, which `update` takes; where trials
-        have optimizers of their own, every parameter gets its.
+        """Forward and backward of several trials: the gradients that `update` takes, or that every parameter is handed
+        where trials were added without optimizers.
 
         Args:
             works: what each of them wants; each trial is in at most once. In the order of their `index` nothing of
@@ -169,10 +172,12 @@ class ManyAdapters:
                 found = self._pass([(works[index], batch) for index, batch in group], autocast)
                 for (index, _), loss in zip(group, found, strict=True):
                     losses[index] += loss
-        self._grads_NP = rows.grads()
+        grads_NP = rows.grads()
         if self._adamw is None:
             for stack in self._stacks:
-                stack.hand_out(self._grads_NP)
+                stack.hand_out(grads_NP)
+        else:
+            self._grads_NP = grads_NP
         return [float(loss) for loss in losses.tolist()]
 
     def update(self, models: Sequence[Any], max_norm: float) -> list[float]:
@@ -186,7 +191,9 @@ class ManyAdapters:
             the norms of their gradients; a trial whose norm is not finite makes no step.
         """
         assert self._adamw is not None
-        norms = self._adamw.step(self._grads_NP, [self.index(model) for model in models], max_norm)
+        assert self._grads_NP is not None, "`gradients` comes first"
+        grads_NP, self._grads_NP = self._grads_NP, None
+        norms = self._adamw.step(grads_NP, [self.index(model) for model in models], max_norm)
         for stack in self._stacks:
             stack.forget()
         return norms

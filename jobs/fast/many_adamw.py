@@ -1,7 +1,7 @@
 """AdamW for many trials at once: what each of their optimizers would do, in a few operations for all of them.
 
-Each trial has a row in every buffer, in which its parameters, gradients and moments lie in the same places. A trial's
-own optimizer says how it learns, and has its moments again when it leaves, or is saved.
+Each trial has a row in every buffer, in which its parameters, gradients and moments lie in the same places. Its
+optimizer says how it learns, and has its moments again when the trial leaves, or is saved.
 
 Legend: N trials, n of them that make a step, P places of a row.
 """
@@ -61,16 +61,22 @@ class ManyAdamW:
                 steps = int(state["step"])
         return steps
 
-    def give(self, row: int) -> None:
-        """Let a trial's own optimizer know its moments."""
+    def give(self, row: int, device: torch.device | None = None) -> None:
+        """Let a trial's own optimizer know its moments.
+
+        Args:
+            row: the trial's.
+            device: where they are to lie; None: where the trial is.
+        """
         steps, learner = self._steps[row], self._learners[row]
         if steps:
             for parameter, place in learner.places:
-                learner.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(steps)),
-                    "exp_avg": place(self._means_NP).clone(memory_format=torch.contiguous_format),
-                    "exp_avg_sq": place(self._squares_NP).clone(memory_format=torch.contiguous_format),
-                }
+                mean, square = (
+                    place(moments).to(device, copy=True, memory_format=torch.contiguous_format)
+                    for moments in (self._means_NP, self._squares_NP)
+                )
+                step = torch.tensor(float(steps))
+                learner.optimizer.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
 
     @torch.no_grad()
     def step(self, grads_NP: Tensor, rows: Sequence[int], max_norm: float) -> list[float]:
@@ -92,28 +98,36 @@ class ManyAdamW:
         return norms
 
     def _step(self, grads_NP: Tensor, rows: list[int], shares: list[float]) -> None:
-        """torch's AdamW, its operations in its order."""
+        """What torch's AdamW does, up to rounding."""
         options = [self._learners[row].options for row in rows]
+        steps = [self._steps[row] + 1 for row in rows]
         (beta1, beta2), epsilon = options[0]["betas"], options[0]["eps"]
-        for row in rows:
-            self._steps[row] += 1
-        steps = [self._steps[row] for row in rows]
-
-        def column(numbers: Sequence[float]) -> Tensor:
-            return torch.tensor(numbers, dtype=torch.float32, device=self._values_NP.device)[:, None]
-
-        grads_nP = _of(grads_NP, rows) * column(shares)
+        columns = torch.tensor(
+            [
+                shares,
+                [1 - each["lr"] * each["weight_decay"] for each in options],
+                [math.sqrt(1 - beta2**step) for step in steps],
+                [-each["lr"] / (1 - beta1**step) for each, step in zip(options, steps, strict=True)],
+            ],
+            dtype=torch.float32,
+        ).to(self._values_NP.device)  # at once: each copy to a GPU waits for it
+        share_n1, decay_n1, correction_n1, rate_n1 = columns[:, :, None]
+        grads_nP = _of(grads_NP, rows) * share_n1
         buffers = (self._values_NP, self._means_NP, self._squares_NP)
         values_nP, means_nP, squares_nP = (_of(buffer, rows) for buffer in buffers)
-        values_nP.mul_(column([1 - each["lr"] * each["weight_decay"] for each in options]))
+        # Memory is taken before anything is changed: where there is none, no trial has made half a step.
+        roots_nP, changes_nP = torch.empty_like(grads_nP), torch.empty_like(grads_nP)
+        values_nP.mul_(decay_n1)
         means_nP.lerp_(grads_nP, 1 - beta1)
         squares_nP.mul_(beta2).addcmul_(grads_nP, grads_nP, value=1 - beta2)
-        roots_nP = squares_nP.sqrt().div_(column([(1 - beta2**step) ** 0.5 for step in steps])).add_(epsilon)
-        rates = [each["lr"] / (1 - beta1**step) for each, step in zip(options, steps, strict=True)]
-        values_nP.addcdiv_(means_nP * column([-rate for rate in rates]), roots_nP)
+        torch.sqrt(squares_nP, out=roots_nP).div_(correction_n1).add_(epsilon)
+        torch.mul(means_nP, rate_n1, out=changes_nP)
+        values_nP.addcdiv_(changes_nP, roots_nP)
         if values_nP is not self._values_NP:
             for buffer, found in zip(buffers, (values_nP, means_nP, squares_nP), strict=True):
                 buffer[rows] = found
+        for row, step in zip(rows, steps, strict=True):
+            self._steps[row] = step
 
 
 def _of(buffer_NP: Tensor, rows: Sequence[int]) -> Tensor:

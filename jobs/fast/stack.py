@@ -5,7 +5,7 @@ What one trial's PEFT layer computes, LoRA with g = 1 or DoRA with g = m / ||W +
     y = g * (W x + s B A d(x)) + b
 
 W x of all trials is one product. The trials' factors lie in one tensor each, padded with zeros to the largest rank;
-each trial's own parameters are views of them, so that its optimizer, checkpoints and PEFT model see nothing of this.
+each trial's own parameters are views of them, so that its checkpoints and PEFT model see nothing of this.
 
 With dropout d(x), PEFT's own DoRA is another function, W x + b + (g - 1) W d(x) + g s B A d(x); what is computed here
 is that of `engine.dora_dropout: branch`.
@@ -58,7 +58,7 @@ class Rows:
         device: where it is.
 
     Attributes:
-        values_NP: the parameters; where there is none, zeros.
+        values_NP: the parameters; where a trial has none, what changes nothing.
     """
 
     def __init__(self, count: int, size: int, device: torch.device) -> None:
@@ -79,14 +79,16 @@ class Rows:
         return tensor, place
 
     def begin(self) -> None:
-        """Forget the gradients of the step before."""
+        """Have no gradients."""
         for tensor in self._tensors:
             tensor.grad = None
 
     def grads(self) -> Tensor:
         """The gradients (N, P), in the places of what they belong to."""
         parts = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in self._tensors]
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
+        found = torch.cat([part.flatten(1) for part in parts], dim=1)
+        self.begin()  # they are held once
+        return found
 
 
 class Stack:
@@ -100,7 +102,6 @@ class Stack:
 
     def __init__(self, base: nn.Linear, layers: Sequence[Any | None], rows: Rows) -> None:
         self.base, self._rows = base, rows
-        self.layers = list(layers)
         self.ranks = [0 if layer is None else layer.r[ADAPTER_NAME] for layer in layers]
         room = [rows.take(shape) for shape in self.shapes(base, layers)]
         self.a_NRI, self.b_NRO, self.magnitude_NO = (tensor for tensor, _ in room)
@@ -154,7 +155,7 @@ class Stack:
                 parameter.grad = place(grads_NP)
 
     def forget(self) -> None:
-        """Compute norms anew: the rows were changed."""
+        """Compute norms anew: the rows have changed."""
         self._norms = None
 
     def gain(self, members: list[int]) -> Tensor | None:
@@ -162,14 +163,16 @@ class Stack:
         chosen = [self.is_dora[index] for index in members]
         if not any(chosen):
             return None
-        ratio_NO = _of(self.magnitude_NO, members) / _of(self._norm(), members)
+        magnitude_NO, norm_NO = _of(self.magnitude_NO, members), _of(self._norm(), members)
         if not all(chosen):
-            ratio_NO = torch.where(torch.tensor(chosen, device=ratio_NO.device)[:, None], ratio_NO, 1.0)
-        return ratio_NO[:, None]
+            # Both: where the norm is 0, a gradient of 0 times infinity would come to the others.
+            chosen_N1 = torch.tensor(chosen, device=norm_NO.device)[:, None]
+            magnitude_NO, norm_NO = (torch.where(chosen_N1, each, 1.0) for each in (magnitude_NO, norm_NO))
+        return (magnitude_NO / norm_NO)[:, None]
 
     def _norm(self) -> Tensor:
         """||W + s B A|| by rows (N, O), in float32, once for each state of the factors."""
-        # Optimizers write to the trials' own parameters, whose changes the whole stack counts as well.
+        # What is written to the trials' own parameters; who writes to the rows says so (`forget`).
         state = tuple(parameter._version for parameter, _ in itertools.chain.from_iterable(self.parameters))
         if self._norms is None or self._norms[0] != state:
             assert self._squares_O is not None

@@ -9,6 +9,7 @@ from jobs.kinds.evaluate import score_rows
 from jobs.kinds.training import begin_training, finish_training
 from jobs.progress import seconds_text
 from service.artifacts import BASE_LINES, BaseModelRecord
+from service.spec.job import JobSpec
 from service.spec.space import planned_trials, words_of
 from service.trials import ENDED, Search, Trial
 
@@ -72,6 +73,14 @@ def _plan_words(job: Job) -> str:
     return f"{planned_trials(job.spec)} trials by {search.sampler}, {search.scheduler}{repeats}{within}"
 
 
+def _share(trial: Trial, spec: JobSpec) -> float:
+    """How much of a trial is done, its repeats counted."""
+    if not trial.evaluations:
+        return 0.0
+    repeats_done = len({each.seed for each in trial.evaluations}) - 1
+    return (repeats_done + trial.evaluations[-1].number / spec.search.evaluations) / spec.search.repeats
+
+
 def _tell(job: Job, trial: Trial, search: Search) -> None:
     """Tell of a trial's row, and of how far the search is."""
     scored = [each for each in search.trials[1:] if each.score is not None and each.status != "failed"]
@@ -81,7 +90,7 @@ def _tell(job: Job, trial: Trial, search: Search) -> None:
         {
             "event": "trial",
             **trial.model_dump(mode="json", exclude={"evaluations", "scores"}),
-            "share": trial.evaluations[-1].number / search.evaluations if trial.evaluations else 0.0,
+            "share": _share(trial, job.spec),
             "metric": search.metric,
             "done": done,
             "planned": search.planned,

@@ -112,7 +112,7 @@ def results(
         trial: its id; its record is on storage already.
         runner: trains it.
         stopping: whether the search is to stop.
-        advance: told now and then how much of the present training is done.
+        advance: told now and then how much of the trial is done.
 
     Raises:
         StoppedError: the trial's node is taken away; it goes on elsewhere.
@@ -201,7 +201,8 @@ class _Trial:
                 if not repeat:
                     self._curves.take(event)
                 if event["event"] == "step":
-                    self._tell_how_far(event["step"] / event["steps"])
+                    repeats = self._spec.search.repeats
+                    self._tell_how_far((repeat + event["step"] / event["steps"]) / repeats)
                 if event["event"] == "model":  # waiting for room is over
                     found = self._evaluations(event, job)
                     self._told += found

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -437,14 +438,14 @@ class Trainer:
         """The validation set's WER and CER, or its loss, as `evaluation.metric` says."""
         if self.spec.evaluation.metric == "wer":
             return self.scores.rates(self.whisper, self.model, self._val_outputs, self._listener())
-        with self.runtime.autocast(), inputs_that_were_there():
+        with self.runtime.autocast(), inputs_that_were_there(), self._loss_of() as loss_of:
             loader = self._loader(self.val_set, outputs=self._val_outputs)
-            found = validation_loss(self._loss_of, self.val_set, loader, self.spec, self.session, self.runtime.device)
-            return {"loss": found}
+            device = self.runtime.device
+            return {"loss": validation_loss(loss_of, self.val_set, loader, self.spec, self.session, device)}
 
-    def _loss_of(self, batch: Batch) -> float:
-        """Of held-out clips, summed over their label tokens."""
-        return loss_by(self.model, self.spec)(batch)
+    def _loss_of(self) -> AbstractContextManager[Callable[[Batch], float]]:
+        """What gives the loss of held-out clips, summed over their label tokens."""
+        return loss_by(self.model, self.spec)
 
     def _save(self) -> None:
         """Keep a checkpoint of the last step; rank 0 writes it."""

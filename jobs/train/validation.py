@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,7 +29,7 @@ def validation_loss(
     """Mean cross-entropy per label token, of all workers together; clips as they are, no dropout.
 
     Args:
-        loss_of: the loss of a batch, summed over its label tokens, such as `loss_by`.
+        loss_of: the loss of a batch, summed over its label tokens, such as `loss_by` gives.
         dataset: the validation set.
         loader: makes batches of it.
         spec: its batch size and threads.
@@ -56,22 +57,23 @@ def validation_loss(
     return total / count
 
 
-def loss_by(model: Any, spec: JobSpec) -> Callable[[Batch], float]:
-    """The loss of a model on a batch, summed over its label tokens.
+@contextlib.contextmanager
+def loss_by(model: Any, spec: JobSpec) -> Iterator[Callable[[Batch], float]]:
+    """The loss of a model on a batch, summed over its label tokens; meanwhile its dropouts rest.
 
     Args:
-        model: a Whisper model or a PeftModel around one, on its device; its dropouts rest meanwhile.
+        model: a Whisper model or a PeftModel around one, on its device.
         spec: whether the encoder is frozen, and how the loss is computed.
     """
     device, frozen, fast = next(model.parameters()).device, spec.training.freeze_encoder, spec.engine.fast_loss
 
     @torch.no_grad()
     def loss_of(batch: Batch) -> float:
-        was_training = model.training
-        model.eval()
-        try:
-            return float(forward_loss(model, batch, device, freeze_encoder=frozen, fast_loss=fast))
-        finally:
-            model.train(was_training)
+        return float(forward_loss(model, batch, device, freeze_encoder=frozen, fast_loss=fast))
 
-    return loss_of
+    was_training = model.training
+    model.eval()
+    try:
+        yield loss_of
+    finally:
+        model.train(was_training)

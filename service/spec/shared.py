@@ -42,6 +42,8 @@ def _reasons(spec: JobSpec) -> Iterator[str]:
     drops = any(_values(spec, "use_dora")) and any(_values(spec, "lora_dropout"))
     if drops and spec.engine.dora_dropout == "peft":
         yield "engine.dora_dropout is peft: another function for each trial's dropout"
+    if not spec.engine.fast_loss:
+        yield "engine.fast_loss is false: trials that train together have no other loss"
     if spec.engine.gradient_checkpointing:
         yield "engine.gradient_checkpointing recomputes what the trials share"
 

@@ -108,7 +108,10 @@ def test_each_trial_has_the_loss_that_it_has_alone(
     loader = Loader(rows, whisper.processor.feature_extractor, whisper.prompter(), threads=1, prefetch=1)
     batch, other = loader.make([0, 1, 2, 3, 4]), loader.make([5, 6])
     asked = [(2, batch), (0, other), (1, batch)]
-    alone = [loss_by(models[place], spec_of("alone"))(of) for place, of in asked]
+    alone = []
+    for place, of in asked:
+        with loss_by(models[place], spec_of("alone")) as loss_of:
+            alone.append(loss_of(of))
     for model in models:
         many.add(model)
     monkeypatch.setattr(validating, "clips_at_once", lambda *_: at_once)

@@ -258,7 +258,8 @@ def test_the_validation_loss_is_that_of_transformers(search: Callable[..., JobSp
     whisper.model.train()
     loader = Loader(rows, whisper.processor.feature_extractor, whisper.prompter(), threads=1, prefetch=1)
     device = torch.device("cpu")
-    found = validation_loss(loss_by(whisper.model, spec), rows, loader, spec, LocalSession(), device)
+    with loss_by(whisper.model, spec) as loss_of:
+        found = validation_loss(loss_of, rows, loader, spec, LocalSession(), device)
     assert whisper.model.training, "it is left as it was"
     whisper.model.eval()
     total = tokens = 0.0

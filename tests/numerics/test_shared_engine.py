@@ -16,8 +16,9 @@ from engine import job, keeping, run_engine, saved_adapter
 from jobs.prepare import prepare
 from jobs.search.runner import TrialRun
 from jobs.search.shared.engine import SharedEngine, of_search
+from jobs.search.shared.lockstep import Lockstep
 from jobs.train.pass_size import Choice, Passes
-from service.errors import DivergedError, StoppedError, WhisperJobsError
+from service.errors import DivergedError, JobFailedError, StoppedError, WhisperJobsError
 from service.spec.job import JobSpec
 from service.spec.search import SearchConfig
 from service.storage import Storage
@@ -121,8 +122,68 @@ def test_a_trial_whose_loss_is_no_number_leaves_the_others_alone(
     )
 
 
-def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_also_alone(
+def test_a_trial_whose_gradient_is_no_number_leaves_the_others_alone(
     spec_of: Callable[..., JobSpec], data: Storage
+) -> None:
+    specs = [spec_of("wild", lora_dropout=0.0), spec_of("tame", lora_dropout=0.0)]
+    engine = SharedEngine(specs[0], None)
+    inner = engine._many.gradients
+
+    def gradients(works: Any, autocast: Any) -> list[float]:
+        losses = inner(works, autocast)
+        wild = next((each for each in engine._step._members if each.spec.root == specs[0].root), None)
+        if wild is not None and wild.progress.step == 3:
+            engine._many._grads_NP[engine._many.index(wild.model), 0] = torch.nan
+        return losses
+
+    engine._many.gradients = gradients  # type: ignore[method-assign]
+    wild, tame = run_together(engine, specs, data)
+
+    assert isinstance(wild[-1], DivergedError)
+    assert "the gradient's norm is nan at step 4; stopped before the optimizer step" in str(wild[-1])
+    alone, _ = run_engine(spec_of("alone", lora_dropout=0.0))
+    assert tame[-1]["result"]["training"]["history"][-1]["loss"] == pytest.approx(
+        alone["training"]["history"][-1]["loss"], rel=1e-4
+    )
+
+
+def test_a_step_that_cannot_be_made_ends_its_trials_and_the_engine_takes_others(
+    spec_of: Callable[..., JobSpec], data: Storage
+) -> None:
+    specs = [spec_of(f"trial-{index}", lora_dropout=0.0) for index in range(2)]
+    engine = SharedEngine(specs[0], None)
+    inner = engine._many.update
+
+    def refuse(*_: Any) -> list[float]:
+        raise JobFailedError("no memory for the step")
+
+    engine._many.update = refuse  # type: ignore[method-assign]
+    assert [str(events[-1]) for events in run_together(engine, specs, data)] == ["no memory for the step"] * 2
+    engine._many.update = inner  # type: ignore[method-assign]
+    (other,) = run_together(engine, [spec_of("other", lora_dropout=0.0)], data)
+    assert other[-1]["result"]["training"]["steps"] == 2 * STEPS
+
+
+def test_who_leaves_with_an_error_does_not_keep_the_others_waiting() -> None:
+    lockstep: Lockstep[int, int] = Lockstep(lambda wishes: {member: 2 * wish for member, wish in wishes.items()})
+    answers: list[int] = []
+    for member in ("one", "other"):
+        lockstep.join(member)
+    waiting = threading.Thread(target=lambda: answers.append(lockstep.ask("one", 21)))
+    waiting.start()
+
+    def fail() -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        lockstep.leave("other", fail)
+    waiting.join(60)
+    assert answers == [42]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_also_alone(
+    spec_of: Callable[..., JobSpec], data: Storage, together: bool
 ) -> None:
     """With dropout: the random numbers are in the checkpoint, in the form in which a trial alone reads them."""
     settings = {"lora_dropout": 0.3, "lora_r": 4}
@@ -140,7 +201,11 @@ def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_also_alone(
     kept = max(int(path.name.split("-")[1]) for path in (Path(specs[0].root) / "checkpoints").glob("checkpoint-*"))
     assert 5 <= kept < 2 * STEPS
 
-    run_engine(specs[0])  # alone, from there
+    if together:
+        for said in run_together(SharedEngine(specs[0], None), specs, data):
+            assert said[-1]["result"]["training"]["steps"] == 2 * STEPS
+    else:
+        run_engine(specs[0])
 
     run_engine(spec_of("alone", **settings))
     assert_close(checkpoint(specs[0].root, 2 * STEPS), checkpoint(spec_of("alone").root, 2 * STEPS))

@@ -175,7 +175,7 @@ def test_what_is_left_of_a_search_counts_trials_under_way(monkeypatch: pytest.Mo
         screen.show("trial", **trial(number, "running", share=0.0, planned=8))
     now[0] += 20
     screen.show("trial_step", id="t000", share=0.5)
-    assert screen.lines == [], "a line has only just been said"
+    assert screen.lines == [], "the silence is not long yet"
     now[0] += 40
     screen.show("trial_step", id="t001", share=0.5)  # 2 * 0.5 of 8 in a minute
     assert screen.lines == ["trials 0/8  4 under way  eta 7:00"]
@@ -186,6 +186,19 @@ def test_what_is_left_of_a_search_counts_trials_under_way(monkeypatch: pytest.Mo
     now[0] += 30
     screen.show("trial_step", id="t003", share=1.0)
     assert screen.lines[-1] == "trials 1/8  best t001: WER 20.0%  eta 2:30"
+
+
+def test_the_best_that_is_told_is_the_latest_and_what_is_left_counts_what_was_done_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    screen = Screen()
+    screen.show("trial", **trial(6, "running", 0.9, 6, share=0.0, planned=8, best="t006", best_score=0.9))
+    screen.show("trial", **trial(7, "running", 0.5, 6, share=0.0, planned=8, best="t007", best_score=0.5))
+    now[0] += 60
+    screen.show("trial_step", id="t006", share=0.5)  # 0.5 of the two that were left
+    assert screen.lines[-1] == "trials 6/8  best t007: WER 50.0%  eta 3:00"
 
 
 def test_on_a_terminal_trials_are_a_table_that_stays() -> None:

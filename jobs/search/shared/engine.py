@@ -190,14 +190,19 @@ class SharedEngine:
         return found
 
     def _update(self, losses: dict[SharedTrainer, float]) -> Answers:
-        """Have the optimizers of some trials make their step; what goes wrong there is that trial's own."""
+        """Have the optimizers of some trials make their step. A loss or a gradient that is no number is that trial's
+        own affair; what else goes wrong is theirs, and not of those that are judged meanwhile."""
         found: Answers = {trainer: _tried(trainer.finite, loss) for trainer, loss in losses.items()}
         steady = [trainer for trainer, loss in found.items() if not isinstance(loss, BaseException)]
-        if steady:
+        if not steady:
+            return found
+        try:
             norms = self._many.update([trainer.model for trainer in steady], self._spec.engine.max_grad_norm)
-            for trainer, norm in zip(steady, norms, strict=True):
-                made = _tried(trainer.updated, norm)
-                found[trainer] = made if isinstance(made, BaseException) else (losses[trainer], *made)
+        except Exception as error:  # noqa: BLE001  # raised in the trials' own threads
+            return found | dict.fromkeys(steady, error)
+        for trainer, norm in zip(steady, norms, strict=True):
+            made = _tried(trainer.updated, norm)
+            found[trainer] = made if isinstance(made, BaseException) else (losses[trainer], *made)
         return found
 
     def _judge(self, wishes: dict[SharedTrainer, Any], judge: Callable[[ManyAdapters, Sequence[Any]], Any]) -> Answers:

@@ -47,8 +47,10 @@ class Lockstep(Generic[Wish, Answer]):
         with self._turn:
             if member in self._members:
                 self._members.discard(member)
-                tidy()
-                self._turn.notify_all()
+                try:
+                    tidy()
+                finally:
+                    self._turn.notify_all()
 
     def ask(self, member: Any, wish: Wish) -> Answer:
         """Wait until all members have asked, and for the answer."""

@@ -4,7 +4,9 @@ that all trials make together."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,8 +106,8 @@ class SharedTrainer(Trainer):
         self.engine.sync(self)
         return super()._parts()
 
-    def _loss_of(self, batch: Batch) -> float:
-        return self.engine.loss(self, batch)
+    def _loss_of(self) -> AbstractContextManager[Callable[[Batch], float]]:
+        return contextlib.nullcontext(functools.partial(self.engine.loss, self))
 
     def _measure(self) -> dict[str, float]:
         if self.spec.evaluation.metric == "loss" or self._listener() is not None:
