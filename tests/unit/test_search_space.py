@@ -12,6 +12,7 @@ from service.errors import SpecError
 from service.spec.flags import Override
 from service.spec.job import JobSpec
 from service.spec.load import load_spec
+from service.spec.shared import is_shared
 from service.spec.space import (
     FIXED,
     defaults,
@@ -324,3 +325,31 @@ def test_the_hash_leaves_out_how_many_trials_run_at_once() -> None:
     assert len({one.sha256, search(trials=9).sha256, search(trials=8, seed=1).sha256}) == 3
     pairs = itertools.combinations([search({"lora_r": [8, 4]}), search({"lora_r": [4, 8]})], 2)
     assert all(a.sha256 != b.sha256 for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"training.freeze_encoder": False}, "training.freeze_encoder is false"),
+        ({"space": {"freeze_encoder": [True, False]}}, "training.freeze_encoder is false"),
+        ({"space": {"lora_init": [True, "pissa"]}}, "training.lora_init pissa changes the base model"),
+        ({"training.modules_to_save": ["embed_tokens"]}, "training.modules_to_save trains parts of the base"),
+        ({"resources.workers": 2}, "resources.workers is 2"),
+        ({"training.fp16": True}, "training.fp16 scales each trial's loss"),
+        (
+            {"training.use_dora": True, "training.lora_dropout": 0.1, "engine.dora_dropout": "peft"},
+            "dora_dropout is peft",
+        ),
+        ({"engine.fast_loss": False}, "engine.fast_loss is false"),
+        ({"engine.gradient_checkpointing": True}, "engine.gradient_checkpointing recomputes"),
+    ],
+    ids=str,
+)
+def test_what_keeps_trials_from_training_together_is_told(settings: dict[str, Any], says: str) -> None:
+    asked = {"training.freeze_encoder": True, "space": {"lora_r": [4, 8]}} | settings
+    space = asked.pop("space")
+    assert is_shared(search(space, engine="auto", **asked)) is False
+    (fault,) = faults(space, engine="shared", **asked)
+    assert "search.engine" in fault
+    assert says in fault
+    assert "take separate, or auto" in fault
