@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clusters import RayCluster
-from engine import environment, read_lines
+from engine import environment
 
 from service.spec.job import JobSpec
 
@@ -121,7 +121,7 @@ def processes_of(session: int) -> list[str]:
 
 
 def steps_of(root: Path, kind: str) -> list[int]:
-    """Steps of the events of one kind so far."""
+    """Steps of the events of one kind so far; the job may be in the middle of a line."""
     path = root / "events.jsonl"
-    found = read_lines(path) if path.exists() else []
-    return [event["step"] for event in found if event["event"] == kind and "step" in event]
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [event["step"] for event in map(json.loads, lines) if event["event"] == kind and "step" in event]

@@ -302,7 +302,8 @@ def test_a_worker_that_hangs_ends_the_job_and_leaves_nothing(
     nothing_left({process.pid}, shared_memory)
 
 
-@pytest.mark.parametrize("victim", ["driver", pytest.param("gcs_server", marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", ["driver", "gcs_server"])
 def test_a_killed_job_on_this_machine_leaves_nothing(
     tiny: Path, tones: Path, tmp_path: Path, faults: Faults, victim: str
 ) -> None:

@@ -264,7 +264,7 @@ def test_a_changed_file_is_found_by_the_verify_command(done: Job, tmp_path: Path
     assert "merged/model.safetensors: content differs" in result.output
 
 
-@pytest.mark.parametrize("what", ["run", "adapter", "base"])
+@pytest.mark.parametrize("what", ["run", pytest.param("adapter", marks=pytest.mark.jobs), "base"])
 def test_scoring_alone_gives_the_rates_of_the_run(
     done: Job, nano: Path, manifest: Path, tmp_path: Path, cluster: str, what: str
 ) -> None:

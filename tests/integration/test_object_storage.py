@@ -111,6 +111,7 @@ def test_a_job_whose_store_cannot_be_used_ends_before_anything_is_done(
     assert server.keys("refused") == []
 
 
+@pytest.mark.faults
 def test_a_job_waits_out_a_store_that_is_away_for_a_while(
     tiny: Path, tones: Path, tmp_path: Path, server: Server
 ) -> None:

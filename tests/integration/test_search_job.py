@@ -187,6 +187,7 @@ def test_the_table_is_shown(alone: tuple[JobSpec, Found, Finished]) -> None:
     assert run("trials", found.root, "-o", "json", program=CLI).json() == found.table.model_dump(mode="json")
 
 
+@pytest.mark.faults
 def test_a_search_that_was_killed_after_its_winner_was_found_ends_with_that_one(
     alone: tuple[JobSpec, Found, Finished], tmp_path: Path
 ) -> None:

@@ -167,6 +167,7 @@ def places_of_secrets(head: RayCluster, server: Server, folders: list[Path], sai
     ]
 
 
+@pytest.mark.faults
 def test_a_submission_whose_answer_is_lost_is_one_submission(
     head: RayCluster, whisper_jobs: Submit, spec_at: Callable[..., Path]
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_submission_whose_answer_is_lost_is_one_submission(
     assert whisper_jobs("logs", "-f", "answer-lost").code == 0
 
 
+@pytest.mark.faults
 def test_of_two_clients_that_submit_one_spec_at_once_one_submits_and_both_see_its_end(
     whisper_jobs: Submit, spec_at: Callable[..., Path], laptop: dict[str, str]
 ) -> None:
