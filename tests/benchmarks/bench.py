@@ -39,9 +39,9 @@ def parts(shape: str) -> dict[str, Callable[[], dict[str, Any]]]:
     gpu = torch.cuda.is_available()
     # The GPU machines that we measure on have no Ray, and one GPU.
     growth = {} if gpu else {"workers": lambda: workers.measure(shape, 12, 8)}
-    short, full, batch = (48, 8, 16) if gpu else (12, 2, 4)
+    short, full, full_steps, batch = (48, 8, 16, 16) if gpu else (12, 2, 48, 4)
     return {
-        "single": lambda: single.measure(shape, 16, short, full),
+        "single": lambda: single.measure(shape, 16, full_steps, short, full),
         "dora": lambda: dora.measure("turbo" if gpu else "nano", 15, 16, 0.0, 4),
         "search": lambda: search_together.measure(shape, [1, 4, 16], 48, 3, batch),
         "evaluation": lambda: evaluation.measure(shape, 256 if gpu else 64, 3.0, 64),

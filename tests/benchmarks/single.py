@@ -1,6 +1,6 @@
 """One LoRA training in encoder and decoder, ours beside Seq2SeqTrainer with PEFT: clips of 5 s, and full windows.
 
-    python tests/benchmarks/single.py [--shape nano] [--steps 6] [--short-batch 12] [--full-batch 2]
+    python tests/benchmarks/single.py [--shape nano] [--steps 6] [--full-steps 18] [--short-batch 12] [--full-batch 2]
 
 Same clips, utterances per step, steps, learning rate and precision (float32 on a CPU, bf16 on a GPU) on all sides, and
 one process. Short clips are packed on our side (`data.packing`), so a step holds as many utterances in fewer windows;
@@ -25,24 +25,25 @@ from measured import command, machine, mfu
 SHORT_S, FULL_S = 5.0, 30.0
 
 
-def measure(shape: str, steps: int, short_batch: int, full_batch: int) -> dict[str, Any]:
-    """Run all sides; see the module."""
+def measure(shape: str, steps: int, full_steps: int, short_batch: int, full_batch: int) -> dict[str, Any]:
+    """Run all sides; see the module. `full_steps` are those of full windows."""
     recipe, found, ratios = plain.Recipe(), {}, {}
     with tempfile.TemporaryDirectory(prefix="whisper-jobs-bench-") as scratch:
         folder = Path(scratch)
         base = write_base(folder, shape)
-        for kind, seconds, batch in (("short_clips", SHORT_S, short_batch), ("full_windows", FULL_S, full_batch)):
-            clips = write_clips(folder / kind, steps * batch + ours.HELD_OUT, seconds)
+        short = ("short_clips", SHORT_S, short_batch, steps)
+        for kind, seconds, batch, count in (short, ("full_windows", FULL_S, full_batch, full_steps)):
+            clips = write_clips(folder / kind, count * batch + ours.HELD_OUT, seconds)
             manifest = ours.write_manifest(folder / kind, clips)
             rows, sides = clips[: -ours.HELD_OUT], {}
             for name, tuned in (("plain", False), ("plain_tuned", True)):
-                sides[name] = vars(plain.train(base, rows, recipe, steps=steps, batch=batch, tuned=tuned))
+                sides[name] = vars(plain.train(base, rows, recipe, steps=count, batch=batch, tuned=tuned))
             packings = (True, False) if kind == "short_clips" else (False,)
             for packing in packings:
                 name = "ours" if packing is packings[0] else "ours_unpacked"
                 spec = ours.job(base, manifest, folder / kind / name, recipe, batch, data={"packing": packing})
                 sides[name] = vars(ours.train(spec, ours.prepared(spec, folder / kind / "data")))
-            found[kind] = sides | {"utterances": len(rows), "steps": steps}
+            found[kind] = sides | {"utterances": len(rows), "steps": count}
             for name in ("plain", "plain_tuned"):
                 for mine in ("ours", "ours_unpacked"):
                     if mine in sides:
@@ -61,10 +62,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default=default_shape())
-    for name, default in (("steps", 6), ("short-batch", 12), ("full-batch", 2)):
+    for name, default in (("steps", 6), ("full-steps", 18), ("short-batch", 12), ("full-batch", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    found = measure(options.shape, options.steps, options.short_batch, options.full_batch)
+    found = measure(options.shape, options.steps, options.full_steps, options.short_batch, options.full_batch)
     print(json.dumps({"command": command()} | machine() | found, indent=2))
 
 
