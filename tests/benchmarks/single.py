@@ -1,6 +1,7 @@
 """One LoRA training in encoder and decoder, ours beside Seq2SeqTrainer with PEFT: clips of 5 s, and full windows.
 
     python tests/benchmarks/single.py [--shape nano] [--steps 6] [--full-steps 18] [--short-batch 12] [--full-batch 2]
+        [--turns 1]
 
 Same clips, utterances per step, steps, learning rate and precision (float32 on a CPU, bf16 on a GPU) on all sides, and
 one process. Short clips are packed on our side (`data.packing`), so a step holds as many utterances in fewer windows;
@@ -14,18 +15,19 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import ours
 import plain
 from bases import SHAPES, default_shape, write_base, write_clips
-from measured import command, machine, mfu
+from measured import command, machine, mfu, quickest
 
 SHORT_S, FULL_S = 5.0, 30.0
 
 
-def measure(shape: str, steps: int, full_steps: int, short_batch: int, full_batch: int) -> dict[str, Any]:
+def measure(shape: str, steps: int, full_steps: int, short_batch: int, full_batch: int, turns: int) -> dict[str, Any]:
     """Run all sides; see the module. `full_steps` are those of full windows."""
     recipe, found, ratios = plain.Recipe(), {}, {}
     with tempfile.TemporaryDirectory(prefix="whisper-jobs-bench-") as scratch:
@@ -35,14 +37,18 @@ def measure(shape: str, steps: int, full_steps: int, short_batch: int, full_batc
         for kind, seconds, batch, count in (short, ("full_windows", FULL_S, full_batch, full_steps)):
             clips = write_clips(folder / kind, count * batch + ours.HELD_OUT, seconds)
             manifest = ours.write_manifest(folder / kind, clips)
-            rows, sides = clips[: -ours.HELD_OUT], {}
-            for name, tuned in (("plain", False), ("plain_tuned", True)):
-                sides[name] = vars(plain.train(base, rows, recipe, steps=count, batch=batch, tuned=tuned))
-            packings = (True, False) if kind == "short_clips" else (False,)
-            for packing in packings:
-                name = "ours" if packing is packings[0] else "ours_unpacked"
-                spec = ours.job(base, manifest, folder / kind / name, recipe, batch, data={"packing": packing})
-                sides[name] = vars(ours.train(spec, ours.prepared(spec, folder / kind / "data")))
+            rows = clips[: -ours.HELD_OUT]
+            ran: dict[str, list[dict[str, Any]]] = defaultdict(list)
+            for turn in range(turns):
+                for name, tuned in (("plain", False), ("plain_tuned", True)):
+                    ran[name].append(vars(plain.train(base, rows, recipe, steps=count, batch=batch, tuned=tuned)))
+                packings = (True, False) if kind == "short_clips" else (False,)
+                for packing in packings:
+                    name = "ours" if packing is packings[0] else "ours_unpacked"
+                    root = folder / kind / f"{name}-{turn}"
+                    spec = ours.job(base, manifest, root, recipe, batch, data={"packing": packing})
+                    ran[name].append(vars(ours.train(spec, ours.prepared(spec, folder / kind / "data"))))
+            sides = {name: quickest(each) for name, each in ran.items()}
             found[kind] = sides | {"utterances": len(rows), "steps": count}
             for name in ("plain", "plain_tuned"):
                 for mine in ("ours", "ours_unpacked"):
@@ -62,10 +68,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default=default_shape())
-    for name, default in (("steps", 6), ("full-steps", 18), ("short-batch", 12), ("full-batch", 2)):
+    for name, default in (("steps", 6), ("full-steps", 18), ("short-batch", 12), ("full-batch", 2), ("turns", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    found = measure(options.shape, options.steps, options.full_steps, options.short_batch, options.full_batch)
+    sizes = options.steps, options.full_steps, options.short_batch, options.full_batch
+    found = measure(options.shape, *sizes, options.turns)
     print(json.dumps({"command": command()} | machine() | found, indent=2))
 
 
