@@ -25,7 +25,7 @@ import numpy as np
 import soundfile
 import torch
 from bases import SHAPES, default_shape, write_base
-from measured import command, device, machine, peak_memory, quickest
+from measured import averaged, command, device, machine, peak_memory
 
 from jobs.adapter import attach, trainable_parameters
 from jobs.augment import Augmenter
@@ -52,7 +52,7 @@ def measure(shape: str, clips: int, epochs: int, batch: int, turns: int) -> dict
             outputs = EncoderOutputs(origin, device(), [Memory("here", device(), 10**11)])
             for name, side in (("off", None), ("kept", outputs), ("shared", outputs)):
                 ran[name].append(_train(base, records, epochs, batch, side))
-        found = {name: quickest(each) for name, each in ran.items()}
+        found = {name: averaged(each) for name, each in ran.items()}
     row = outputs.find("train", 0)
     assert row is not None
     return {

@@ -21,7 +21,7 @@ from typing import Any
 import plain
 import torch
 from bases import SHAPES, default_shape, write_base, write_clips
-from measured import command, device, machine, peak_memory, quickest
+from measured import averaged, command, device, machine, peak_memory
 from transformers import WhisperProcessor
 
 from jobs.evaluate import evaluate
@@ -71,7 +71,7 @@ def measure(shape: str, clips: int, seconds: float, longest: int, turns: int) ->
             for name, kept in (("ours", None), ("ours_kept", outputs)):
                 made, said[name] = _ours(whisper, data, settings, kept)
                 ran[name].append(made)
-        sides = {name: quickest(each) for name, each in ran.items()}
+        sides = {name: averaged(each) for name, each in ran.items()}
         alone = EvaluationConfig(max_new_tokens=longest, batch_size=1, fast_decoding=False)
         _, reference = _ours(whisper, data, alone, None)
 

@@ -25,7 +25,7 @@ from typing import Any
 import ours
 import plain
 from bases import SHAPES, default_shape, write_base, write_clips
-from measured import command, machine, peak_memory, quickest
+from measured import averaged, command, machine, peak_memory
 
 from jobs.search.runner import TrialRun
 from jobs.search.shared.engine import SharedEngine
@@ -99,7 +99,7 @@ def measure(shape: str, trials: list[int], steps: int, epochs: int, batch: int, 
                 apart = max(abs(loss - alone[recipe]) for loss, recipe in zip(losses, wanted, strict=True))
                 ran["ours"][count].append({"seconds": seconds, "losses": losses, "peak": peak, "apart": apart})
     found: dict[str, Any] = {
-        name: {key: quickest(each) for key, each in of_side.items()} for name, of_side in ran.items()
+        name: {key: averaged(each) for key, each in of_side.items()} for name, of_side in ran.items()
     }
     ratios = {
         f"search_{count}_trials{name.removeprefix('plain').replace('_', '_over_')}": round(

@@ -22,7 +22,7 @@ from typing import Any
 import ours
 import plain
 from bases import SHAPES, default_shape, write_base, write_clips
-from measured import command, machine, mfu, quickest
+from measured import averaged, command, machine, mfu
 
 SHORT_S, FULL_S = 5.0, 30.0
 
@@ -48,7 +48,7 @@ def measure(shape: str, steps: int, full_steps: int, short_batch: int, full_batc
                     root = folder / kind / f"{name}-{turn}"
                     spec = ours.job(base, manifest, root, recipe, batch, data={"packing": packing})
                     ran[name].append(vars(ours.train(spec, ours.prepared(spec, folder / kind / "data"))))
-            sides = {name: quickest(each) for name, each in ran.items()}
+            sides = {name: averaged(each) for name, each in ran.items()}
             found[kind] = sides | {"utterances": len(rows), "steps": count}
             for name in ("plain", "plain_tuned"):
                 for mine in ("ours", "ours_unpacked"):
