@@ -3,8 +3,8 @@
     python tests/benchmarks/bench.py [--shape nano] [--only single search]
 
 With nano on a CPU, with random weights of large-v3-turbo's shape on a GPU. Prints a table of ratios: how many times as
-long the other side took and, for `..._over_lora`, how many times LoRA's time; on a CPU as means of
-two turns of each side. Writes all to tests/benchmarks/results/<device>.json.
+long the other side took and, for `..._over_lora`, how many times LoRA's time; on a CPU as means of two turns of each
+side. Writes all to tests/benchmarks/results/<device>.json.
 """
 
 from __future__ import annotations
