@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from engine import fill_adapters, job, keeping, run_engine
+from together import run_together
 
 from jobs.adapter import attach
 from jobs.batches import Features, Loader
@@ -19,7 +20,6 @@ from jobs.fast.log_mel import LogMel
 from jobs.fast.many import ManyAdapters
 from jobs.model import load_whisper
 from jobs.prepare import prepare, split_file
-from jobs.search.runner import TrialRun
 from jobs.search.shared import listening, validating
 from jobs.search.shared.engine import SharedEngine
 from jobs.search.shared.listening import Listen, listen
@@ -176,29 +176,6 @@ def data(spec_of: Callable[..., JobSpec]) -> Storage:
     return Storage(spec.root)
 
 
-def run_together(
-    engine: SharedEngine, specs: list[JobSpec], data: Storage, stopping: Callable[[int], bool]
-) -> list[list[Any]]:
-    """Each trial's events, the last one its result or what it raised."""
-    said: list[list[Any]] = [[] for _ in specs]
-
-    def go(index: int) -> None:
-        run = TrialRun(specs[index], Storage(specs[index].root), data, None)
-        try:
-            for event in engine.events(run, lambda: stopping(index)):
-                said[index].append(event)
-        except StoppedError as error:
-            said[index].append(error)
-
-    threads = [threading.Thread(target=go, args=(index,)) for index in range(len(specs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(240)
-        assert not thread.is_alive()
-    return said
-
-
 def test_trials_are_scored_in_one_pass_and_as_each_alone(spec_of: Callable[..., JobSpec], data: Storage) -> None:
     specs = [spec_of(f"trial-{index}", **point) for index, point in enumerate(POINTS)]
     engine = SharedEngine(specs[0], None)
@@ -206,7 +183,7 @@ def test_trials_are_scored_in_one_pass_and_as_each_alone(spec_of: Callable[..., 
     inner = engine._many.decode
     engine._many.decode = lambda models, *rest: (passes.append(len(models)), inner(models, *rest))[1]  # type: ignore[method-assign]
 
-    said = run_together(engine, specs, data, lambda index: False)
+    said = run_together(engine, specs, data)
 
     assert passes.count(3) >= 4, passes  # the evaluation of step 4, clip by clip; then they have unlike schedules
     rates = []

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from engine import job, keeping, run_engine, saved_adapter
+from together import run_together
 
 from jobs.prepare import prepare
 from jobs.search.runner import TrialRun
 from jobs.search.shared.engine import SharedEngine, of_search
 from jobs.search.shared.lockstep import Lockstep
 from jobs.train.pass_size import Choice, Passes
-from service.errors import DivergedError, JobFailedError, StoppedError, WhisperJobsError
+from service.errors import DivergedError, JobFailedError, StoppedError
 from service.spec.job import JobSpec
 from service.spec.search import SearchConfig
 from service.storage import Storage
@@ -53,29 +54,6 @@ def data(spec_of: Callable[..., JobSpec]) -> Storage:
         str(spec.training.base_model),
     )
     return Storage(spec.root)
-
-
-def run_together(
-    engine: SharedEngine, specs: list[JobSpec], data: Storage, stopping: list[Callable[[], bool]] | None = None
-) -> list[list[Any]]:
-    """Each trial's events, the last one its result or what it raised."""
-    said: list[list[Any]] = [[] for _ in specs]
-
-    def go(index: int) -> None:
-        run = TrialRun(specs[index], Storage(specs[index].root), data, None)
-        try:
-            for event in engine.events(run, stopping[index] if stopping else lambda: False):
-                said[index].append(event)
-        except WhisperJobsError as error:
-            said[index].append(error)
-
-    threads = [threading.Thread(target=go, args=(index,)) for index in range(len(specs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(240)
-        assert not thread.is_alive()
-    return said
 
 
 def checkpoint(root: str | Path, step: int) -> dict[str, torch.Tensor]:
