@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,16 +29,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs an NVIDIA GPU")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def read_vocabularies_once() -> Iterator[None]:
-    """Reading the vocabulary takes longer than training a tiny model."""
-    from transformers import WhisperProcessor
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WhisperProcessor, "from_pretrained", functools.cache(WhisperProcessor.from_pretrained))
-        yield
 
 
 @pytest.fixture(scope="session")
