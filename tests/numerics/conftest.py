@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from transformers import WhisperProcessor
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def read_vocabularies_once() -> Iterator[None]:
     """Reading the vocabulary takes longer than training a tiny model. No test here looks at what another one may have
     set in a tokenizer."""
