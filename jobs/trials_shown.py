@@ -91,18 +91,20 @@ class TrialsShown:
 
     def _line(self, event: Event) -> None:
         if event["status"] == "pending":
-            self._said = time.monotonic()
-            self._say(f"{event['id']} begins: {escape(words_of(event['settings']))}")
+            self._tell(f"{event['id']} begins: {escape(words_of(event['settings']))}")
             return
         if event["status"] == "running" and event["score"] is None:
             return  # its training has begun; it was told of already
         score = "" if event["score"] is None else f"  {score_words(event['score'], event['metric'])}"
         how = {"running": f"at {event['share']:.0%}"}.get(event["status"], event["status"])
         cause = f" ({escape(event['cause'])})" if event["cause"] else ""
-        self._said = time.monotonic()
-        self._say(f"{event['id']} {how}{cause}{score}")
+        self._tell(f"{event['id']} {how}{cause}{score}")
         if event["status"] in ENDED:
             self._tell_how_far()
+
+    def _tell(self, line: str) -> None:
+        self._said = time.monotonic()
+        self._say(line)
 
     def _tell_how_far(self) -> None:
         self._said = time.monotonic()

@@ -162,7 +162,7 @@ class ManyAdapters:
             each trial's loss, its mean per label token.
         """
         rows = self._stack()
-        rows.begin()
+        rows.begin()  # an attempt for which there was no memory may have left some
         # Read once, at the end: reading waits for the GPU.
         losses = torch.zeros(len(works), dtype=torch.float64, device=self.device)
         for turn in range(max(len(work.passes) for work in works)):

@@ -5,6 +5,7 @@ A trial of a search is the middle of it: the base has been scored, and nothing i
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 from collections.abc import Callable, Iterator
@@ -185,15 +186,8 @@ class Trainer:
         return Clips(self.spec, self._audio(), self.whisper.processor.feature_extractor, self.runtime.device, again)
 
     def _scores(self) -> Scores:
-        clips, val = self.clips, self.task.val
-        return Scores(
-            self.spec,
-            self.session,
-            self.storage,
-            self.runtime,
-            self.val_set,
-            lambda outputs: clips.features(val, outputs),
-        )
+        features = functools.partial(self.clips.features, self.task.val)
+        return Scores(self.spec, self.session, self.storage, self.runtime, self.val_set, features)
 
     @property
     def _val_outputs(self) -> SplitOutputs | None:

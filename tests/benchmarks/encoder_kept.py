@@ -60,7 +60,9 @@ def measure(shape: str, clips: int, epochs: int, batch: int, turns: int) -> dict
             "encoder_kept": round(found["off"]["seconds"] / found["kept"]["seconds"], 2),
             "encoder_kept_shared": round(found["off"]["seconds"] / found["shared"]["seconds"], 2),
         },
-        "equality": {"loss_apart": max(abs(found["off"]["loss"] - side["loss"]) for side in found.values())},
+        "equality": {
+            "loss_apart": max(abs(found["off"]["loss"] - turn["loss"]) for side in ran.values() for turn in side)
+        },
         "shape": shape,
         "clips": clips,
         "epochs": epochs,

@@ -112,7 +112,7 @@ def measure(shape: str, trials: list[int], steps: int, epochs: int, batch: int, 
         found[name] = {
             f"rank {recipe.rank}, {'DoRA' if recipe.dora else 'LoRA'}": ran for recipe, ran in found[name].items()
         }
-    equality = max(ran["apart"] for ran in found["ours"].values())
+    equality = max(turn["apart"] for of_count in ran["ours"].values() for turn in of_count)
     return {
         "ratios": ratios,
         "equality": {"trial_loss_apart": equality},

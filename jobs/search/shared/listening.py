@@ -12,7 +12,7 @@ from torch import Tensor
 from jobs.fast.greedy import Rules
 from jobs.fast.many import ManyAdapters
 from jobs.search.shared.once import Once
-from jobs.search.shared.room import clip_by_clip, clips_at_once
+from jobs.search.shared.room import clip_by_clip, clips_at_once, for_the_same
 from jobs.transcribe import Chunk, Listener
 
 Tokens = list[list[int]]
@@ -65,14 +65,7 @@ def listen(many: ManyAdapters, wishes: Sequence[Listen]) -> list[Tokens]:
         many: what computes.
         wishes: of trials, each of which has one.
     """
-    groups: dict[int, list[int]] = {}
-    for place, wish in enumerate(wishes):
-        groups.setdefault(id(wish.chunk), []).append(place)
-    found: list[Tokens] = [[] for _ in wishes]
-    for places in groups.values():
-        for place, texts in zip(places, _of_chunk(many, [wishes[place] for place in places]), strict=True):
-            found[place] = texts
-    return found
+    return for_the_same(wishes, lambda wish: wish.chunk, lambda some: _of_chunk(many, some))
 
 
 def _of_chunk(many: ManyAdapters, wishes: list[Listen]) -> list[Tokens]:

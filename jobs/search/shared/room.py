@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -10,12 +10,32 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+Wish = TypeVar("Wish")
 
 Compute = Callable[[list[Any], slice], list[list[T]]]
 """Takes some of the trials' models and some of the clips; gives, for each model, one thing for each clip."""
 
 _FREE_SHARE = 0.5
 """Of a GPU's free memory, what keys and values of the audio may take: a decoder needs more than those."""
+
+
+def for_the_same(
+    wishes: Sequence[Wish], clips_of: Callable[[Wish], Any], compute: Callable[[list[Wish]], list[T]]
+) -> list[T]:
+    """What is computed for each wish, for all that have the very same clips together.
+
+    Args:
+        wishes: of trials, each of which has one.
+        clips_of: the clips of one.
+        compute: does it for those that have the same.
+    """
+    groups: dict[int, list[int]] = {}
+    for place, wish in enumerate(wishes):
+        groups.setdefault(id(clips_of(wish)), []).append(place)
+    found: dict[int, T] = {}
+    for places in groups.values():
+        found |= zip(places, compute([wishes[place] for place in places]), strict=True)
+    return [found[place] for place in range(len(wishes))]
 
 
 def clips_at_once(audio_BPD: Tensor, models: int, layers: int) -> int:

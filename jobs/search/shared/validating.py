@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.batches import Batch
 from jobs.fast.many import ManyAdapters
-from jobs.search.shared.room import clip_by_clip, clips_at_once
+from jobs.search.shared.room import clip_by_clip, clips_at_once, for_the_same
 
 _LAYERS = 1
 """Of the decoder, whose keys and values are held at one time: there are no tokens to come."""
@@ -29,14 +29,7 @@ def validate(many: ManyAdapters, wishes: Sequence[Validate]) -> list[float]:
         many: what computes.
         wishes: of trials, each of which has one.
     """
-    groups: dict[int, list[int]] = {}
-    for place, wish in enumerate(wishes):
-        groups.setdefault(id(wish.batch), []).append(place)
-    losses = [0.0] * len(wishes)
-    for places in groups.values():
-        for place, loss in zip(places, _of_batch(many, [wishes[place] for place in places]), strict=True):
-            losses[place] = loss
-    return losses
+    return for_the_same(wishes, lambda wish: wish.batch, lambda some: _of_batch(many, some))
 
 
 def _of_batch(many: ManyAdapters, wishes: list[Validate]) -> list[float]:
