@@ -21,7 +21,7 @@ from jobs.export.hf import write_hf
 from jobs.export.limits import why_refused
 from jobs.export.weights import HEAD
 from jobs.failures import inputs_that_were_there
-from jobs.fast.dora import speed_up
+from jobs.fast.adapters import speed_up
 from jobs.fast.log_mel import log_mel_of
 from jobs.model import Whisper, load_whisper
 from jobs.score import Scorer, Utterance, summarise
@@ -85,7 +85,7 @@ def merge(
     adapted = load_adapter(whisper.model, source.adapter) if source.adapter else whisper.model
     require_mergeable(adapted)
     logits_BTV = _logits(adapted.to(device), batch)
-    speed_up(adapted, fast=spec.engine.fast_dora)  # the logits above are PEFT's own
+    speed_up(adapted, spec.engine)  # the logits above are PEFT's own
     result: dict[str, Any] = {}
     if not storage.exists(TUNED_LINES):
         tuned = _transcribed(spec, whisper, adapted, rows, progress)

@@ -10,7 +10,7 @@ from jobs.adapter import load_adapter
 from jobs.batches import Features, Loader
 from jobs.device import autocast, device_of, set_threads
 from jobs.evaluate import to_lines
-from jobs.fast.dora import speed_up
+from jobs.fast.adapters import speed_up
 from jobs.fast.log_mel import log_mel_of
 from jobs.model import load_whisper
 from jobs.prepare import fetch_rows
@@ -32,7 +32,7 @@ def score_shard(
     source = open_source(model)
     whisper = load_whisper(source.base, source.revision, attention=spec.engine.attention)
     scored = load_adapter(whisper.model, source.adapter) if source.adapter else whisper.model
-    speed_up(scored, fast=spec.engine.fast_dora)
+    speed_up(scored, spec.engine)
     mine = shard(rows, rank, workers)
 
     def progress(done: int) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from jobs.adapter import ADAPTER_NAME, lora_layers
+from jobs.fast.plain import is_in_use, is_plain, trains_base
 
 Dropout = Literal["branch", "peft"]
 
@@ -99,13 +100,11 @@ def speed_up(model: Any, dropout: Dropout = "branch", *, fast: bool = True) -> F
     """
     found: dict[str, _Layer] = {}
     for name, layer in lora_layers(model):
-        variant = getattr(layer, "lora_variant", {}).get(ADAPTER_NAME)
-        if type(layer) is not Linear or not isinstance(variant, DoraLinearVariant):
+        if type(layer) is not Linear or not isinstance(layer.lora_variant.get(ADAPTER_NAME), DoraLinearVariant):
             continue
         layer.lora_variant[ADAPTER_NAME] = BranchDropout() if dropout == "branch" else DoraLinearVariant()
         layer.__dict__.pop("forward", None)
-        plain = type(layer.get_base_layer()) is nn.Linear and layer.lora_B[ADAPTER_NAME].bias is None
-        if fast and plain and not layer.fan_in_fan_out and not layer.ephemeral_gpu_offload:
+        if fast and is_plain(layer) and not layer.ephemeral_gpu_offload:
             found[name] = _Layer(layer, branch=dropout == "branch")
             layer.forward = found[name].forward
     return FastDora(found)
@@ -192,16 +191,7 @@ class _Layer:
         dropout = layer.lora_dropout[ADAPTER_NAME]
         drops = layer.training and not isinstance(dropout, nn.Identity)
         base = layer.base_layer
-        if (
-            args
-            or kwargs
-            or layer.disable_adapters
-            or layer.merged
-            or layer.active_adapters != [ADAPTER_NAME]
-            or (drops and not self._branch)
-            or base.weight.requires_grad
-            or (base.bias is not None and base.bias.requires_grad)
-        ):
+        if args or kwargs or not is_in_use(layer) or trains_base(layer) or (drops and not self._branch):
             output: Tensor = Linear.forward(layer, x, *args, **kwargs)
             return output
         a, b = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
@@ -243,7 +233,7 @@ def _folded(
         y_TO = torch.addmm(bias_O.to(folded_OR.dtype), low_TR, folded_OR.t())
     # By `out`: in the precision of the scale, and rounded once, with no pass for a cast.
     y_TO = torch.addcmul(y_TO, base_TO, g_O, out=y_TO if y_TO.dtype == base_TO.dtype else torch.empty_like(base_TO))
-    return y_TO.view(*x.shape[:-1], -1), (h_TI, low_TR, base_TO, weight_OI, a_RI, folded_OR)
+    return y_TO.view(*x.shape[:-1], len(weight_OI)), (h_TI, low_TR, base_TO, weight_OI, a_RI, folded_OR)
 
 
 class _Folded(torch.autograd.Function):

@@ -16,13 +16,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear
-from peft.tuners.lora.variants import DoraLinearVariant
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from jobs.adapter import ADAPTER_NAME, lora_layers
 from jobs.fast.dora import row_norms, row_squares
+from jobs.fast.plain import is_dora, is_in_use, is_plain
 
 
 @contextlib.contextmanager
@@ -37,7 +36,7 @@ def folded(model: Any) -> Iterator[None]:
     before: list[tuple[Any, Any]] = []
     try:
         for _, layer in lora_layers(model):
-            if _is_plain(layer):
+            if is_plain(layer) and is_in_use(layer):
                 before.append((layer, layer.__dict__.get("forward")))
                 base = layer.get_base_layer()
                 layer.forward = functools.partial(F.linear, weight=folded_weight(layer), bias=base.bias)
@@ -49,18 +48,6 @@ def folded(model: Any) -> Iterator[None]:
                 layer.forward = forward
 
 
-def _is_plain(layer: Any) -> bool:
-    variant = layer.lora_variant.get(ADAPTER_NAME) if type(layer) is Linear else None
-    return (
-        type(layer) is Linear
-        and (variant is None or isinstance(variant, DoraLinearVariant))
-        and type(layer.get_base_layer()) is nn.Linear
-        and not (layer.merged or layer.disable_adapters or layer.fan_in_fan_out)
-        and layer.active_adapters == [ADAPTER_NAME]
-        and layer.lora_B[ADAPTER_NAME].bias is None
-    )
-
-
 @torch.no_grad()
 def folded_weight(layer: Any) -> Tensor:
     """W' (O, I) of an adapted linear layer, in the dtype of W."""
@@ -69,7 +56,7 @@ def folded_weight(layer: Any) -> Tensor:
     scale = layer.scaling[ADAPTER_NAME]
     with torch.autocast(weight_OI.device.type, enabled=False):
         whole_OI = torch.addmm(weight_OI.float(), b_OR.float(), a_RI.float(), alpha=scale)
-        if ADAPTER_NAME in layer.lora_magnitude_vector:
+        if is_dora(layer):
             # Not the norms of what was just computed: those of training, rounding and all.
             norm_O = row_norms(weight_OI, row_squares(weight_OI), a_RI, b_OR, scale)
             whole_OI *= (layer.lora_magnitude_vector[ADAPTER_NAME].weight / norm_O)[:, None]

@@ -11,7 +11,7 @@ from datasets import Dataset
 from jobs.adapter import load_adapter
 from jobs.device import autocast, device_of, set_threads
 from jobs.failures import inputs_that_were_there
-from jobs.fast.dora import speed_up
+from jobs.fast.adapters import speed_up
 from jobs.fast.log_mel import log_mel_of
 from jobs.guard.hear import Listener
 from jobs.guard.verdict import Checked, check, verdict
@@ -53,7 +53,7 @@ def guard(
             whisper = load_whisper(str(storage.fetch(MERGED)), attention=spec.engine.attention)
         else:
             whisper.model = load_adapter(whisper.model, storage.fetch(ADAPTER))
-            speed_up(whisper.model, fast=spec.engine.fast_dora)
+            speed_up(whisper.model, spec.engine)
         tuned = _listen(spec, whisper, rows, lambda done: progress("tuned", done, len(rows)))
     for name, clips in ((GUARD_BASE_LINES, base), (GUARD_TUNED_LINES, tuned)):
         storage.write_text(name, "".join(json.dumps(clip.as_dict(), ensure_ascii=False) + "\n" for clip in clips))

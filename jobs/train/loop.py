@@ -32,8 +32,8 @@ from jobs.augment import Augmenter
 from jobs.batches import Batch, Loader, Schedule, label_tokens, seed_everything
 from jobs.convert import save_published
 from jobs.failures import inputs_that_were_there
+from jobs.fast.adapters import speed_up
 from jobs.fast.base_dtype import cast_base
-from jobs.fast.dora import speed_up
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
 from jobs.fast.kept_audio import KeptAudio
 from jobs.init_data import InitClips
@@ -211,7 +211,7 @@ class Trainer:
         self.model = begin(self.whisper.model, self.settings, self.storage, self.session.rank, self._init_clips)
         if self.spec.engine.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.dora = speed_up(self.model, self.spec.engine.dora_dropout, fast=self.spec.engine.fast_dora)
+        self.dora = speed_up(self.model, self.spec.engine)
         self.before = snapshot(self.model)
         self._cast_base()
         self.parameters = [parameter for _, parameter in trainable_parameters(self.model)]
@@ -484,7 +484,7 @@ class Trainer:
         gc.collect()
         self.whisper = self._load_base()
         model = load_adapter(self.whisper.model, self.storage.fetch(ADAPTER)).to(self.runtime.device)
-        speed_up(model, fast=self.spec.engine.fast_dora)
+        speed_up(model, self.spec.engine)
         return self.scores.tuned(self.whisper, model)
 
     def _notice(self, text: str) -> None:

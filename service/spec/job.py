@@ -26,6 +26,7 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
         "base_dtype",
         "fast_dora",
         "fast_features",
+        "fast_lora",
         "fast_loss",
         "keep_checkpoints",
         "keep_encoder",

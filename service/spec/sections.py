@@ -120,6 +120,11 @@ class EngineConfig(Spec):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
+    fast_lora: bool = True
+    """Compute LoRA with its scale s taken to B, and the low-rank product added where that of the base lies,
+    y = W x + b and y += (s B) A d(x), in the backward pass likewise. False: PEFT's own layers, which write four tensors
+    as large as the output, where this writes one. The results differ by rounding."""
+
     fast_dora: bool = True
     """Compute DoRA at LoRA's cost: the norms n of the rows of W + s B A once per optimizer step, in float32, from
     ||W||^2 + 2 s B . (W A^T) + s^2 B . (B A A^T), and each layer as y = g * (W x + s B A x) + b with g = m / n. False:

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench.py [--shape nano] [--only single search]
 
 With nano on a CPU, with random weights of large-v3-turbo's shape on a GPU. Prints a table of ratios: how many times as
-long the other side took and, for `..._over_lora`, how many times LoRA's time; on a CPU as means of two turns of each
-side. Writes all to tests/benchmarks/results/<device>.json.
+long the other side took and, for `..._over_...`, how many times the time of what is named last; on a CPU as means of
+two turns of each side. Writes all to tests/benchmarks/results/<device>.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dora
+import adapters
 import encoder_kept
 import evaluation
 import log_mel
@@ -43,7 +43,7 @@ def parts(shape: str) -> dict[str, Callable[[], dict[str, Any]]]:
     turns = 1 if gpu else 2  # of all sides, one after the other: CPUs are shared
     return {
         "single": lambda: single.measure(shape, 16, full_steps, short, full, turns),
-        "dora": lambda: dora.measure("turbo" if gpu else "nano", 15, 16, 0.0, 4),
+        "adapters": lambda: adapters.measure("turbo" if gpu else "nano", 15, 16, 0.0, 4),
         "search": lambda: search_together.measure(shape, [1, 4, 16], 48, 3, batch, turns),
         "evaluation": lambda: evaluation.measure(shape, 256 if gpu else 64, 3.0, 64, turns),
         "encoder_kept": lambda: encoder_kept.measure(shape if gpu else "narrow", 16, 3, 4, turns),

@@ -13,8 +13,8 @@ from engine import Run, batch_of, fill_adapters, job
 from torch import Tensor, nn
 
 from jobs.adapter import attach, trainable_parameters
+from jobs.fast.adapters import speed_up
 from jobs.fast.base_dtype import cast_base
-from jobs.fast.dora import speed_up
 from jobs.model import load_whisper
 from jobs.tokens import Tokens, pad
 from jobs.train.step import forward_loss
@@ -41,7 +41,7 @@ def model_of(spec: JobSpec) -> tuple[Any, int]:
     torch.manual_seed(0)
     model, _ = attach(load_whisper(spec.training.base_model).model, spec.training)
     fill_adapters(model, 0.02)
-    speed_up(model)
+    speed_up(model, spec.engine)
     return model.train(), cast_base(model, spec, "bf16")
 
 

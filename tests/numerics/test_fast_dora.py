@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import layers
 import pytest
 import torch
 from engine import Run, batch_of, fill_adapters, job, logits_of, saved_adapter, watched
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from layers import all_of, assert_close, gradients, relative
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.dora import DoraLinearLayer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import WhisperForConditionalGeneration
 
@@ -38,16 +39,9 @@ def dora(base: Path, filled: float = 0.2, **settings: Any) -> Any:
     return model
 
 
-def linears(
-    filled: float = 0.3, dtype: torch.dtype = torch.float32, adapter_dtype: torch.dtype | None = None, **options: Any
-) -> Any:
-    """Two linear layers, one of them without a bias, with DoRA adapters of rank 8."""
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 48, bias=False)).to(dtype)
-    config = LoraConfig(r=8, lora_alpha=12, use_dora=True, target_modules=["0", "1"], **options)
-    model = get_peft_model(layers, config, autocast_adapter_dtype=adapter_dtype is None)
-    fill_adapters(model, filled / 8)
-    return model
+def linears(*settings: Any, **options: Any) -> Any:
+    """Two linear layers with DoRA adapters."""
+    return layers.linears(*settings, use_dora=True, **options)
 
 
 def direct_norms(model: Any) -> dict[str, Tensor]:
@@ -66,40 +60,6 @@ def assert_norms_are_of_now(model: Any, fast: FastDora) -> None:
     for name, expected in direct_norms(model).items():
         assert norms[name].dtype == torch.float32
         torch.testing.assert_close(norms[name].double(), expected, rtol=2e-6, atol=0)
-
-
-def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
-    """Gradients of all that is trained."""
-    model.zero_grad()
-    loss.backward()
-    found = {}
-    for name, parameter in trainable_parameters(model):
-        assert parameter.grad is not None, name
-        found[name] = parameter.grad.clone()
-    return found
-
-
-def relative(one: Tensor, other: Tensor) -> float:
-    """Norm of the difference over the norm of the other."""
-    one, other = one.detach().double(), other.detach().double()
-    return float((one - other).norm() / other.norm())
-
-
-def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], bound: float) -> None:
-    """Everything under the same name is as far apart as the bound says, relative to its size."""
-    assert one.keys() == other.keys()
-    apart = {name: relative(one[name], other[name]) for name in one}
-    assert max(apart.values()) < bound, max(apart, key=lambda name: apart[name])
-
-
-def all_of(model: Any, x: Tensor, call: Callable[[Any, Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-    """Output, gradients of the parameters, and that of the input, for a loss that is no sum."""
-    x = x.clone().requires_grad_()
-    output = call(model, x) if call else model(x)
-    loss = (output.double() * torch.linspace(-1, 1, output.shape[-1])).square().sum()
-    found = gradients(model, loss)
-    assert x.grad is not None
-    return found | {"output": output.detach(), "input": x.grad}
 
 
 class TestTheMathematics:

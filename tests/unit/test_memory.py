@@ -8,8 +8,8 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from jobs.adapter import attach, trainable_parameters
 from jobs.batches import Batch
+from jobs.fast.adapters import speed_up
 from jobs.fast.base_dtype import cast_base
-from jobs.fast.dora import speed_up
 from jobs.fast.many import ManyAdapters, Work
 from jobs.train.step import forward_loss
 from service.memory import WINDOW_BYTES, host_memory, training_memory
@@ -54,7 +54,7 @@ def model_of():
 def adapted_model(spec, *, half):
     """As the engine trains it."""
     model, _ = attach(model_of(), spec.training)
-    speed_up(model, spec.engine.dora_dropout, fast=spec.engine.fast_dora)
+    speed_up(model, spec.engine)
     cast_base(model, spec, "bf16" if half else "no")
     return model.train()
 

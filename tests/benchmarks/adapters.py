@@ -1,6 +1,6 @@
-"""Training steps of DoRA, by jobs/fast/dora.py and by PEFT, beside those of LoRA: in one process, in turn, medians.
+"""Training steps of LoRA and DoRA, by jobs/fast and by PEFT: in one process, in turn, medians.
 
-    python tests/benchmarks/dora.py [--shapes nano turbo-decoder ...] [--repeats 15] [--rank 16] [--dropout 0]
+    python tests/benchmarks/adapters.py [--shapes nano turbo-decoder ...] [--repeats 15] [--rank 16] [--dropout 0]
 
 A step is forward and backward pass and AdamW, on random weights of these shapes:
 
@@ -34,12 +34,13 @@ from transformers.modeling_outputs import BaseModelOutput
 from jobs.adapter import attach, trainable_parameters
 from jobs.demo.compact import END_OF_TEXT_ID, START_ID, NanoConfig
 from jobs.demo.tokenizer import VOCABULARY_SIZE
-from jobs.fast.dora import speed_up
+from jobs.fast.adapters import speed_up
 from jobs.model import quiet_libraries
+from service.spec.sections import EngineConfig
 from service.spec.training import TrainingConfig
 from service.spec.whisper_dims import OPENAI
 
-SIDES = ("lora", "dora", "peft_dora")
+SIDES = ("lora", "dora", "peft_lora", "peft_dora")
 TOKENS, HEARD_TOKENS = 48, 16
 
 
@@ -68,11 +69,12 @@ class Side:
             lora_r=options.rank,
             lora_alpha=2 * options.rank,
             lora_dropout=options.dropout,
-            use_dora=side != "lora",
+            use_dora=side.endswith("dora"),
             freeze_encoder=shape == "turbo-decoder",
         )
         self.model: Any = attach(base, training)[0].to(device).train()
-        self.fast = speed_up(self.model, fast=side == "dora")
+        ours = not side.startswith("peft")
+        self.fast = speed_up(self.model, EngineConfig(fast_lora=ours, fast_dora=ours))
         parameters = [parameter for _, parameter in trainable_parameters(self.model)]
         for parameter in parameters:
             if parameter.dim() > 1:
@@ -146,8 +148,14 @@ def peak_mib(side: Side, device: torch.device) -> float | None:
 
 
 def ratios(found: dict[str, float]) -> dict[str, float]:
-    """DoRA over LoRA, ours and PEFT's."""
-    return {f"{side}_over_lora": round(found[side] / found["lora"], 3) for side in ("dora", "peft_dora")}
+    """DoRA over LoRA, ours and PEFT's, and ours over PEFT's."""
+    pairs = {
+        "dora_over_lora": ("dora", "lora"),
+        "peft_dora_over_lora": ("peft_dora", "peft_lora"),
+        "lora_over_peft": ("lora", "peft_lora"),
+        "dora_over_peft": ("dora", "peft_dora"),
+    }
+    return {name: round(found[one] / found[other], 3) for name, (one, other) in pairs.items()}
 
 
 def measure(shape: str, repeats: int, rank: int, dropout: float, batch: int) -> dict[str, Any]:

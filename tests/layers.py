@@ -1,0 +1,59 @@
+"""Adapted layers beside PEFT's: their outputs and gradients, and how far two of them are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from engine import fill_adapters
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from jobs.adapter import trainable_parameters
+
+
+def linears(
+    filled: float = 0.3, dtype: torch.dtype = torch.float32, adapter_dtype: torch.dtype | None = None, **options: Any
+) -> Any:
+    """Two linear layers, one of them without a bias, with adapters of rank 8 whose parameters have moved."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 48, bias=False)).to(dtype)
+    config = LoraConfig(**{"r": 8, "lora_alpha": 12, "target_modules": ["0", "1"]} | options)
+    model = get_peft_model(layers, config, autocast_adapter_dtype=adapter_dtype is None)
+    fill_adapters(model, filled / 8)
+    return model
+
+
+def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    """Gradients of all that is trained."""
+    model.zero_grad()
+    loss.backward()
+    found = {}
+    for name, parameter in trainable_parameters(model):
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad.clone()
+    return found
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    """Norm of the difference over the norm of the other."""
+    one, other = one.detach().double(), other.detach().double()
+    return float((one - other).norm() / other.norm())
+
+
+def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], bound: float) -> None:
+    """Everything under the same name is as far apart as the bound says, relative to its size."""
+    assert one.keys() == other.keys()
+    apart = {name: relative(one[name], other[name]) for name in one}
+    assert max(apart.values()) < bound, max(apart, key=lambda name: apart[name])
+
+
+def all_of(model: Any, x: Tensor, call: Callable[[Any, Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+    """Output, gradients of the parameters, and that of the input, for a loss that is no sum."""
+    x = x.clone().requires_grad_()
+    output = call(model, x) if call else model(x)
+    loss = (output.double() * torch.linspace(-1, 1, output.shape[-1])).square().sum()
+    found = gradients(model, loss)
+    assert x.grad is not None
+    return found | {"output": output.detach(), "input": x.grad}
