@@ -87,6 +87,33 @@ def test_each_trial_ends_as_it_ends_alone(spec_of: Callable[..., JobSpec], data:
         assert_close(checkpoint(specs[index].root, steps), checkpoint(spec_of(f"alone-{index}").root, steps))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("bf16", "bound"), [(False, 1e-3), (True, 5e-2)], ids=["float32", "bfloat16"])
+def test_on_a_gpu_they_end_as_they_end_alone_on_the_cpu(
+    tiny: Path, tones: Path, tmp_path: Path, data: Storage, bf16: bool, bound: float
+) -> None:
+    def spec_on(gpus: int, name: str, **training: Any) -> JobSpec:
+        settings: dict[str, Any] = {"freeze_encoder": True, "epochs": 2, "eval_steps": 4, "bf16": bf16 and gpus == 1}
+        sections = {"resources": {"workers": 0, "gpus_per_worker": gpus}}
+        return job(tiny, tones, tmp_path / name, sections, **settings | training)
+
+    points = [point for point in POINTS if not point["lora_dropout"]]  # another device draws other numbers
+    specs = [spec_on(1, f"trial-{index}", **point) for index, point in enumerate(points)]
+    engine = SharedEngine(specs[0], None)
+    said = run_together(engine, specs, data)
+
+    for index, point in enumerate(points):
+        result = said[index][-1]["result"]
+        alone, session = run_engine(spec_on(0, f"alone-{index}", **point))
+        assert result["training"]["device"] == torch.cuda.get_device_name()
+        assert result["training"]["precision"] == ("bf16" if bf16 else "no")
+        assert result["training"]["steps"] == alone["training"]["steps"]
+        losses = [
+            [event["loss"] for event in events if event["event"] == "step"] for events in (said[index], session.events)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=bound)
+
+
 def test_a_trial_whose_loss_is_no_number_leaves_the_others_alone(
     spec_of: Callable[..., JobSpec], data: Storage
 ) -> None:
