@@ -8,6 +8,9 @@ With P positions, width d, feed-forward width f, h bytes per value (2 in mixed p
     adapted module    h P (in + r), P in for dropout's mask (h P in where trials train together), and with DoRA h P out
                       (h P 2 out where PEFT computes it)
 
+Trials that train together have in cross-attention, in place of keys and values, weights of h P (heads T) each as long
+as that is less (`makes_no_keys`), and h P 2 d once for all of them.
+
 and h T d for the gradient of T tokens' loss; where `engine.fast_loss` does not apply 4 T V for the loss and h T V for
 the logits, over a vocabulary of V. With gradient checkpointing only each layer's input (4 P d) and one layer in full.
 """
@@ -20,8 +23,14 @@ from service.spec.whisper_dims import WhisperDims
 from service.spec.whisper_modules import EMBEDDING, HEAD
 
 
+def makes_no_keys(tokens: int, head_width: int) -> bool:
+    """Whether texts of that many tokens are short enough for trials that train together to attend to audio without keys
+    and values of each trial's own: their weights, over heads and tokens, are then no more than those would be."""
+    return tokens <= 2 * head_width
+
+
 class Layers:
-    """Bytes that autograd keeps of one clip.
+    """Bytes that autograd keeps of one clip; of several trials, each one's share.
 
     Args:
         spec: the train job.
@@ -29,7 +38,7 @@ class Layers:
         adapted: its adapters.
         half: whether it trains in mixed precision.
         tokens: of the clip's label.
-        shared: whether it is one of several trials in one pass, which stack their adapters.
+        trials: that make the pass together, with stacked adapters; 0: it trains alone.
     """
 
     def __init__(
@@ -40,10 +49,12 @@ class Layers:
         *,
         half: bool,
         tokens: int,
-        shared: bool = False,
+        trials: int = 0,
     ) -> None:
         self.dims, self.training = dims, spec.training
-        self.value, self.shared = 2 if half else 4, shared
+        self.value, self.trials = 2 if half else 4, trials
+        shared = trials > 0
+        self.without_keys = shared and makes_no_keys(tokens, dims.d_model // dims.decoder_attention_heads)
         # PEFT's DoRA keeps the outputs of two products, W x and the scaled one; the folded one keeps W x alone.
         folded = shared or (spec.engine.fast_dora and (spec.engine.dora_dropout == "branch" or not self._drops))
         self.dora_outputs = (1 if folded else 2) if spec.training.use_dora else 0
@@ -80,7 +91,10 @@ class Layers:
         """Bytes of the decoder's layers."""
         width = self.dims.d_model
         own = self.text * (3 * 4 * width + self.value * (6 * width + self.dims.decoder_ffn_dim))
-        own += self.audio * self.value * 2 * width
+        listening = 2 * width
+        if self.without_keys:
+            listening = self.dims.decoder_attention_heads * self.text + 2 * width // self.trials
+        own += self.audio * self.value * listening
         layers = [
             own + self._adapters(f"model.decoder.layers.{index}")
             for index in range(self.first_decoder, self.dims.decoder_layers)
@@ -92,6 +106,10 @@ class Layers:
         if self.fast_loss:
             return self.text * self.dims.d_model * self.value
         return self.text * self.dims.vocab_size * (4 + self.value)
+
+    def passing(self) -> int:
+        """Bytes that the backward pass of a layer makes and gives back: gradients of weights and of scores."""
+        return 2 * self.audio * self.value * self.dims.decoder_attention_heads * self.text * self.without_keys
 
     def flows(self, name: str) -> bool:
         """Whether gradients flow through a module."""
@@ -112,10 +130,13 @@ class Layers:
         over_audio = of_audio or in_encoder(module.name)
         # All these layers have one input, the encoder's output, where it is neither cast nor dropped from.
         shares = of_audio and self.training.freeze_encoder and self.value == 4 and not self._drops
+        inputs = 0 if shares else module.in_features
+        if of_audio and self.without_keys and not self._drops:
+            inputs //= self.trials
         # Trials that train together take a DoRA's gain from keys and values to what is as long as the text.
-        outputs = 0 if of_audio and self.shared else self.dora_outputs
-        values = (0 if shares else module.in_features) + module.rank + outputs * module.out_features
-        mask = module.in_features * (self.value if self.shared else 1) if self._drops else 0
+        outputs = 0 if of_audio and self.trials else self.dora_outputs
+        values = inputs + module.rank + outputs * module.out_features
+        mask = module.in_features * (self.value if self.trials else 1) if self._drops else 0
         return (self.audio if over_audio else self.text) * (self.value * values + mask)
 
 

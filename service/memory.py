@@ -8,7 +8,8 @@ Training = base + adapter + activations + loss + kept:
                  more for each other weight through which gradients flow, since autograd keeps the cast one
     adapter      16 bytes per trainable parameter: weight, gradient, and AdamW's two moments
     activations  what autograd keeps of the clips of a pass (service.activations); with `per_dev_batch: auto`, of one
-    loss         with `engine.fast_loss`, logits and probabilities of LOSS_ROWS tokens at most, and the head cast
+    loss         with `engine.fast_loss`, logits and probabilities of LOSS_ROWS tokens at most, and the head cast; where
+                 trials train together, a layer's gradients of attention weights and scores if they are more
     kept         encoder outputs that `engine.keep_encoder_gb` has room for in a GPU's memory. By default they take
                  half of what training leaves, and so none that it needs
 
@@ -165,7 +166,7 @@ def training_memory(
     """
     clips = spec.training.pass_sizes[0] if clips is None else clips
     half = is_half(spec) if half is None else half
-    layers = Layers(spec, dims, adapted, half=half, tokens=tokens, shared=trials > 0)
+    layers = Layers(spec, dims, adapted, half=half, tokens=tokens, trials=trials)
     held = _held(spec, dims, adapted) if half and not trials else []
     base = 4 * total_parameters(dims) - 2 * sum(module.parameters for module in held)
     if half:
@@ -179,7 +180,7 @@ def training_memory(
         base=base,
         adapter=16 * trainable * count,
         activations=clips * count * (layers.encoder() + layers.decoder() + layers.loss()),
-        loss=loss,
+        loss=max(loss, clips * count * layers.passing()),
         kept=_kept_outputs(spec, dims, rows, half=half)[0],
     )
 

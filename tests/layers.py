@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from engine import fill_adapters
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from jobs.adapter import trainable_parameters
 
@@ -57,3 +60,19 @@ def all_of(model: Any, x: Tensor, call: Callable[[Any, Tensor], Tensor] | None =
     found = gradients(model, loss)
     assert x.grad is not None
     return found | {"output": output.detach(), "input": x.grad}
+
+
+@contextmanager
+def linear_layers() -> Iterator[set[tuple[bool, str, torch.dtype]]]:
+    """Where and in what precision linear layers compute meanwhile, adapted or not: (in training, device, dtype)."""
+    found: set[tuple[bool, str, torch.dtype]] = set()
+
+    def look(module: Any, given: Any, output: Any) -> None:
+        if type(module) in (nn.Linear, Linear):
+            found.add((module.training, output.device.type, output.dtype))
+
+    hook = register_module_forward_hook(look)
+    try:
+        yield found
+    finally:
+        hook.remove()

@@ -181,6 +181,23 @@ class Stack:
         return self._norms[1]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a layer makes of audio, taken apart: g * (W x + (s B) A d(x)) + b.
+
+    Attributes:
+        base_UBPO: W x of each distinct batch.
+        low_BNRP: A d(x) of every trial; None: none of them has an adapter here.
+        scaled_b_NRO: s B; None likewise.
+        gain_N1O: g; None: none of them is a DoRA.
+    """
+
+    base_UBPO: Tensor
+    low_BNRP: Tensor | None
+    scaled_b_NRO: Tensor | None
+    gain_N1O: Tensor | None
+
+
 class StackedLinear(nn.Module):
     """Takes the place of a linear layer in the model that all trials share.
 
@@ -203,29 +220,57 @@ class StackedLinear(nn.Module):
     def before_gain(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """W x + s B A d(x), and the gain (N, 1, O) that it is to be multiplied with before b is added; where that is
         None, W x + s B A d(x) + b."""
-        members, base, stack = self.layout.members, self.base, self.stack
-        count = len(members)
-        sources = max(self.layout.audio_of) + 1 if self.of_audio else count
-        positions, clips = x.shape[1], x.shape[0] // sources
-        adapted = stack is not None and any(stack.ranks[index] for index in members)
-        gain_N1O = stack.gain(members) if stack is not None and adapted else None
+        base, stack, sources, positions = self.base, self._adapted(), self._sources, x.shape[1]
+        gain_N1O = None if stack is None else stack.gain(self.layout.members)
         y_UMO = F.linear(x, base.weight, base.bias if gain_N1O is None else None)
         y_NMO = self._of_each(y_UMO.reshape(sources, -1, base.out_features))
-        if stack is not None and adapted:
-            low_NMR = self._low(x.reshape(sources, -1, base.in_features), clips, positions)
-            b_NRO = _of(stack.b_NRO, members) * _of(stack.scale_N, members)[:, None, None]
+        if stack is not None:
+            low_NMR = self._low(x.reshape(sources, -1, base.in_features), len(x) // sources, positions)
             # Added in place where it is a tensor of its own.
             add = torch.baddbmm if self.of_audio else torch.Tensor.baddbmm_
-            y_NMO = add(y_NMO, low_NMR.to(y_NMO.dtype), b_NRO.to(y_NMO.dtype))
-        return y_NMO.reshape(count * clips, positions, base.out_features), gain_N1O
+            y_NMO = add(y_NMO, low_NMR.to(y_NMO.dtype), self._scaled_b(stack).to(y_NMO.dtype))
+        return y_NMO.reshape(-1, positions, base.out_features), gain_N1O
+
+    def parts(self, x: Tensor) -> Parts:
+        """Of audio (U * B, P, I), without what each trial's sum of them would take."""
+        assert self.of_audio
+        stack, sources = self._adapted(), self._sources
+        base_UBPO = F.linear(x, self.base.weight).unflatten(0, (sources, -1))
+        if stack is None:
+            return Parts(base_UBPO, None, None, None)
+        count, clips, positions = len(self.layout.members), len(x) // sources, x.shape[1]
+        if sources == 1 and not self._drops(stack):
+            a_NRI = _of(stack.a_NRI, self.layout.members)
+            low_BNRP = torch.matmul(a_NRI.flatten(0, 1), x.mT).unflatten(1, (count, -1))
+        else:
+            low_NMR = self._low(x.reshape(sources, clips * positions, -1), clips, positions)
+            low_BNRP = low_NMR.view(count, clips, positions, -1).permute(1, 0, 3, 2)
+        return Parts(base_UBPO, low_BNRP, self._scaled_b(stack), stack.gain(self.layout.members))
+
+    def _adapted(self) -> Stack | None:
+        """The adapters, if one of the trials that are present has one here."""
+        stack = self.stack
+        return stack if stack is not None and any(stack.ranks[index] for index in self.layout.members) else None
+
+    @property
+    def _sources(self) -> int:
+        """How many distinct batches the input holds: of audio U, of text each trial's own."""
+        return max(self.layout.audio_of) + 1 if self.of_audio else len(self.layout.members)
+
+    def _scaled_b(self, stack: Stack) -> Tensor:
+        members = self.layout.members
+        return _of(stack.b_NRO, members) * _of(stack.scale_N, members)[:, None, None]
+
+    def _drops(self, stack: Stack) -> bool:
+        return self.layout.generators is not None and any(stack.dropouts[index] for index in self.layout.members)
 
     def _low(self, x_UMI: Tensor, clips: int, positions: int) -> Tensor:
         """A d(x) of every trial: (N, M, R)."""
         assert self.stack is not None
         members = self.layout.members
         a_NRI = _of(self.stack.a_NRI, members)
-        rates = [self.stack.dropouts[index] for index in members]
-        if self.layout.generators is not None and any(rates):
+        if self._drops(self.stack):
+            rates = [self.stack.dropouts[index] for index in members]
             x_NMI = self._of_each(x_UMI)
             return torch.bmm(x_NMI * self._masks(rates, clips, positions, x_NMI), a_NRI.transpose(1, 2))
         if self.of_audio and len(x_UMI) == 1:

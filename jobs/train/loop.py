@@ -128,7 +128,6 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """The whole run; see `train`."""
-        seed_everything(self.settings.seed)
         self.whisper = self._load_base()
         self.whisper.model.to(self.runtime.device)
         self.kept, self.clips = self._keep_outputs(), self._clips()
@@ -203,7 +202,7 @@ class Trainer:
     # The way in: adapters, optimizer, checkpoint.
 
     def _prepare_training(self) -> None:
-        seed_everything(self.settings.seed)  # the same adapters whether or not the base was scored just now
+        seed_everything(self.settings.seed)  # nothing before is drawn by chance
         self.schedule = replace(self.schedule, packing=make_packing(self.spec, self.train_set, self.whisper))
         total = sum(parameter.numel() for parameter in self.whisper.model.parameters())
         augmenter = Augmenter(self.spec.augment, self.settings.seed)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine import Run, batch_of, events, job, logits_of, tone, watched
-from torch import nn
+from engine import Run, batch_of, events, job, logits_of, tone
+from layers import linear_layers
 from transformers import WhisperFeatureExtractor
 
 from jobs.adapter import attach, lora_layers
@@ -26,11 +26,11 @@ pytestmark = pytest.mark.gpu
 GPU = {"resources": {"gpus_per_worker": 1}}
 
 
-def in_training(kind: type[nn.Module], spec: Any) -> tuple[Run, set[tuple[str, torch.dtype]]]:
-    """A run, and on what devices and in what precisions modules of a kind computed in training."""
-    with watched(kind) as calls:
+def in_training(spec: Any) -> tuple[Run, set[tuple[str, torch.dtype]]]:
+    """A run, and on what devices and in what precisions linear layers computed in training."""
+    with linear_layers() as found:
         run = Run(spec)
-    return run, {(call.output.device.type, call.output.dtype) for call in calls if call.training}
+    return run, {(device, dtype) for training, device, dtype in found if training}
 
 
 def close(run: Run, other: Run, **bounds: float) -> None:
@@ -53,7 +53,7 @@ def test_bfloat16_is_on_by_default_where_the_gpu_has_it(
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bfloat16")
     spec = job(tiny, tones, tmp_path / "run", GPU, use_dora=True, lora_dropout=0.0, bf16=asked)
-    run, found = in_training(nn.Linear, spec)
+    run, found = in_training(spec)
     assert found == {("cuda", torch.bfloat16)}
     assert run.result["training"]["precision"] == "bf16"
     assert run.result["training"]["device"] == torch.cuda.get_device_name()
@@ -65,7 +65,7 @@ def test_bfloat16_is_on_by_default_where_the_gpu_has_it(
 @pytest.mark.setting("bf16")
 def test_float32_on_the_gpu_gives_the_cpus_numbers(tiny: Path, tones: Path, tmp_path: Path, on_cpu: Run) -> None:
     spec = job(tiny, tones, tmp_path / "run", GPU, use_dora=True, lora_dropout=0.0, bf16=False)
-    run, found = in_training(nn.Linear, spec)
+    run, found = in_training(spec)
     assert found == {("cuda", torch.float32)}
     assert run.result["training"]["precision"] == "no"
     close(run, on_cpu, rel=1e-3)
@@ -76,7 +76,7 @@ def test_float16_scales_its_loss_and_a_step_that_overflowed_moves_no_schedule(
     tiny: Path, tones: Path, tmp_path: Path, on_cpu: Run
 ) -> None:
     spec = job(tiny, tones, tmp_path / "run", GPU, use_dora=True, lora_dropout=0.0, fp16=True)
-    run, found = in_training(nn.Linear, spec)
+    run, found = in_training(spec)
     assert found == {("cuda", torch.float16)}
     assert run.result["training"]["precision"] == "fp16"
     parts = run.state(7)["parts"]

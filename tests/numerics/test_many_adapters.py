@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jobs.fast.many import ManyAdapters, Work
 from jobs.model import load_whisper
 from jobs.prepare import prepare, split_file
 from jobs.train.step import forward_loss
+from service.activations import makes_no_keys
 from service.spec.training import TrainingConfig
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -107,13 +109,29 @@ def assert_same(found: tuple[float, dict[str, Tensor]], expected: tuple[float, d
         assert float((found[1][name] - gradient).abs().max()) <= 1e-5 * max(1.0, largest), name
 
 
-@pytest.mark.parametrize("same_batch", [True, False])
-def test_gradients_are_those_of_each_trial_alone(whisper: Any, batches: Any, same_batch: bool) -> None:
-    many = ManyAdapters(whisper.model)
+PASSES: dict[str, list[list[tuple[int, ...]]]] = {
+    "same batches": [[(0, 5), (2, 9)]] * 5,
+    "own batches": [[(index, index + 4), (index + 6,)] for index in range(5)],
+    "two batches": [[(0, 5)], [(2, 9)], [(0, 5)], [(2, 9)], [(0, 5)]],
+}
+
+
+@pytest.mark.parametrize("heads", [2, 16], ids=["short texts", "long texts"])
+@pytest.mark.parametrize("kind", PASSES)
+def test_gradients_are_those_of_each_trial_alone(whisper: Any, batches: Any, kind: str, heads: int) -> None:
+    base = copy.deepcopy(whisper.model)
+    for layer in base.model.decoder.layers:
+        attention = layer.encoder_attn
+        assert attention.num_heads == 2
+        attention.num_heads, attention.head_dim = heads, base.config.d_model // heads
+        attention.scaling = attention.head_dim**-0.5
+    many = ManyAdapters(base)
     models = [begun(many, name, seed) for seed, name in enumerate(TRIALS)]
-    shared = [batches(0, 5), batches(2, 9)]
-    passes = [shared if same_batch else [batches(index, index + 4), batches(index + 6)] for index in range(len(models))]
+    made = {rows: batches(*rows) for rows in {rows for own in PASSES[kind] for rows in own}}
+    passes = [[made[rows] for rows in own] for own in PASSES[kind]]
     tokens = [float(sum(int((batch.labels_BT >= 0).sum()) for batch in own)) for own in passes]
+    lengths = [batch.inputs_BT.shape[1] for batch in made.values()]
+    assert {makes_no_keys(length, base.config.d_model // heads) for length in lengths} == {heads == 2}
 
     expected = [alone(model, own, count, 7) for model, own, count in zip(models, passes, tokens, strict=True)]
     found = together(many, models, passes, 7)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from engine import Call, Run, batch_of, job, logits_of, watched
+from layers import linear_layers
 from torch.nn import functional as F
-from torch.nn.modules.module import register_module_forward_hook
 from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoder
 
@@ -24,22 +22,6 @@ from jobs.train.step import encoder_of
 from service.errors import SpecError
 from service.spec.checks import findings
 from service.spec.job import JobSpec
-
-
-@contextmanager
-def linear_dtypes() -> Iterator[set[tuple[bool, torch.dtype]]]:
-    """In what precision linear layers compute: (in training, dtype of the output)."""
-    found: set[tuple[bool, torch.dtype]] = set()
-
-    def look(module: Any, given: Any, output: Any) -> None:
-        if type(module) is torch.nn.Linear:
-            found.add((module.training, output.dtype))
-
-    hook = register_module_forward_hook(look)
-    try:
-        yield found
-    finally:
-        hook.remove()
 
 
 def faults(**training: Any) -> list[str]:
@@ -59,9 +41,9 @@ class TestPrecision:
     def test_linear_layers_compute_in_bfloat16_where_asked_and_weights_stay_float32(
         self, tiny: Path, tones: Path, tmp_path: Path, bf16: bool | None, dtype: torch.dtype
     ) -> None:
-        with linear_dtypes() as found:
+        with linear_layers() as found:
             run = Run(job(tiny, tones, tmp_path / "run", bf16=bf16))
-        assert found == {(True, dtype), (False, dtype)}, "in training and in scoring"
+        assert found == {(True, "cpu", dtype), (False, "cpu", dtype)}, "in training and in scoring"
         assert run.result["training"]["precision"] == ("bf16" if bf16 else "no")
         assert {tensor.dtype for tensor in run.adapter().values()} == {torch.float32}
         optimizer = run.state(7)["parts"]["optimizer"]["state"]

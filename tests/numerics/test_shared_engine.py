@@ -87,6 +87,29 @@ def test_each_trial_ends_as_it_ends_alone(spec_of: Callable[..., JobSpec], data:
         assert_close(checkpoint(specs[index].root, steps), checkpoint(spec_of(f"alone-{index}").root, steps))
 
 
+def test_a_trial_that_comes_leaves_the_random_numbers_of_another_that_begins_alone(
+    spec_of: Callable[..., JobSpec], data: Storage
+) -> None:
+    """Adapters are drawn from the process's generator by who holds `alone`."""
+    spec = spec_of("comes", epochs=1)
+    engine = SharedEngine(spec, None)
+    came, go_on, loaded = threading.Event(), threading.Event(), threading.Event()
+    join, whisper = engine.join, engine.whisper
+    engine.join = lambda trainer: (join(trainer), came.set(), go_on.wait(60))  # type: ignore[method-assign]
+    engine.whisper = lambda: (whisper(), loaded.set())[0]  # type: ignore[method-assign]
+    trial = threading.Thread(target=run_together, args=(engine, [spec], data))
+    trial.start()
+    assert came.wait(60)
+    with engine.alone:
+        before = torch.get_rng_state()
+        go_on.set()
+        assert loaded.wait(60)
+        time.sleep(0.5)
+        assert torch.equal(torch.get_rng_state(), before)
+    trial.join(60)
+    assert not trial.is_alive()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("bf16", "bound"), [(False, 1e-3), (True, 5e-2)], ids=["float32", "bfloat16"])
 def test_on_a_gpu_they_end_as_they_end_alone_on_the_cpu(

@@ -59,10 +59,10 @@ def adapted_model(spec, *, half):
     return model.train()
 
 
-def batch_of():
+def batch_of(length=TOKENS):
     """Clips as long as they may be."""
     features = torch.randn(CLIPS, DIMS.num_mel_bins, 2 * DIMS.max_source_positions)
-    tokens = torch.randint(0, DIMS.vocab_size, (CLIPS, TOKENS))
+    tokens = torch.randint(0, DIMS.vocab_size, (CLIPS, length))
     return Batch(features, tokens, tokens, list(range(CLIPS)))
 
 
@@ -102,7 +102,7 @@ def estimated(spec, **options):
     """The estimate for it."""
     adapted = adapted_modules(spec.training, modules(DIMS))
     trainable = sum(module.parameters for module in adapted)
-    return training_memory(spec, DIMS, adapted, trainable, tokens=TOKENS, **options)
+    return training_memory(spec, DIMS, adapted, trainable, **{"tokens": TOKENS} | options)
 
 
 def lying(model):
@@ -161,25 +161,28 @@ def test_the_base_is_counted_as_it_lies_in_memory(training, half, base_dtype):
 
 
 @pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("tokens", [TOKENS, 80], ids=["without keys", "with keys"])
 @pytest.mark.parametrize("trials", [1, 3])
 @pytest.mark.parametrize(
     "training", [{}, {"lora_dropout": 0}, {"use_dora": True}, {"lora_target_modules": ["q_proj", "v_proj"]}], ids=str
 )
-def test_trials_that_train_together_are_estimated_within_a_third_of_what_autograd_keeps(training, trials, half):
+def test_trials_that_train_together_are_estimated_within_a_quarter_of_what_autograd_keeps(
+    training, trials, half, tokens
+):
     spec = spec_of(training | {"freeze_encoder": True}, half=half)
     base = model_of()
-    many, batch = ManyAdapters(base), batch_of()
+    many, batch = ManyAdapters(base), batch_of(tokens)
     models = [attach(many.twin(), spec.training)[0].train() for _ in range(trials)]
     for model in models:
         many.add(model)
     watch = Watch(base, *models)
-    works = [Work(model, [batch], CLIPS * TOKENS, torch.Generator()) for model in models]
+    works = [Work(model, [batch], CLIPS * tokens, torch.Generator()) for model in models]
 
     with watch.hooks:
         many.gradients(works, lambda: torch.autocast("cpu", torch.bfloat16, enabled=half))
 
-    estimate = estimated(spec, trials=trials)
-    assert estimate.activations + estimate.base - lying(base) == pytest.approx(watch.most, rel=1 / 3)
+    estimate = estimated(spec, trials=trials, tokens=tokens)
+    assert estimate.activations + estimate.base - lying(base) == pytest.approx(watch.most, rel=1 / 4)
     trainable = sum(parameter.nbytes for model in models for _, parameter in trainable_parameters(model))
     assert estimate.adapter == 4 * trainable, "weight, gradient, and two moments"
 
