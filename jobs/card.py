@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jobs.export.table import export_markdown
 from jobs.guard.words import card_lines
 from service.artifacts import ADAPTER, CARD, MERGED, BaseModelRecord
+from service.report.paired import in_words
 from service.spec.job import JobSpec
 from service.spec.languages import LANGUAGES
 from service.spec.paths import is_stored
@@ -112,6 +113,11 @@ def _card_beside(folder: str) -> str | None:
     return None
 
 
+def marks_kept(spec: JobSpec) -> str:
+    """What is to be said of the normaliser beside whose it is."""
+    return " (combining marks kept)" if spec.evaluation.normalizer == "keep_marks" else ""
+
+
 def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: BaseModelRecord, folder: str) -> str:
     tuned, before, training = metrics["tuned"], metrics["base"], metrics["training"]
     method = "DoRA" if spec.training.use_dora else "LoRA"
@@ -137,7 +143,8 @@ def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: Ba
         ),
         "",
         f"Measured on {tuned['utterances']} held-out clips{between}, without timestamps, after Whisper's own text",
-        "normaliser except where it says raw.",
+        f"normaliser{marks_kept(spec)} except where it says raw.",
+        *([f"The tuned model's difference is {in_words(found)}."] if (found := metrics.get("difference")) else []),
         "",
         *card_lines(metrics),
         *_exports(metrics.get("artifacts", {})),

@@ -13,7 +13,6 @@ from jobs.score import Scorer, Utterance, summarise
 from jobs.transcribe import Listener, shard, transcribe
 from service.errors import JobFailedError, StoppedError
 from service.spec.sections import EvaluationConfig
-from service.spec.text import TextRules
 
 
 def evaluate(
@@ -22,12 +21,12 @@ def evaluate(
     dataset: Any,
     settings: EvaluationConfig,
     *,
+    scorer: Scorer,
     multilingual: bool,
     rank: int = 0,
     workers: int = 1,
     threads: int = 2,
     bootstrap: int | None = None,
-    rules: TextRules | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     stopping: Callable[[], bool] = lambda: False,
     outputs: SplitOutputs | None = None,
@@ -41,12 +40,12 @@ def evaluate(
         processor: its WhisperProcessor.
         dataset: rows with path, text, language and duration_s.
         settings: batch size, beams, longest transcript, bootstrap.
+        scorer: compares transcripts with the rows' texts.
         multilingual: whether the checkpoint has language tokens.
         rank: this worker's number.
         workers: number of workers; each of them makes this call.
         threads: threads that read audio.
         bootstrap: resamples, where other than the settings say.
-        rules: the spec's `data.text`.
         progress: called with (rows done, rows); for the other workers, this one's pace is taken.
         stopping: whether to stop; all workers do as soon as one is told so.
         outputs: encoder outputs of the split, where the model's encoder is the one that made them.
@@ -85,7 +84,6 @@ def evaluate(
     everything = sorted(pair for _, share in shares for pair in share)
     if [row for row, _ in everything] != list(range(len(dataset))):
         raise JobFailedError(f"evaluation: {len(everything)} transcripts of {len(dataset)} rows came back")
-    scorer = Scorer(getattr(processor.tokenizer, "english_spelling_normalizer", None), rules)
     utterances = [scorer.score(dataset[row], text) for row, text in everything]
     resamples = settings.bootstrap if bootstrap is None else bootstrap
     return utterances, summarise(utterances, bootstrap=resamples)

@@ -76,6 +76,10 @@ def warn_of_data(job: Job, data: dict[str, Any]) -> None:
     warnings = []
     if both := data["sentences_in_both"]:
         warnings.append(f"{both} sentences are in both train and validation data: the WER will look better than it is")
+    if both := data.get("clips_in_both", 0):
+        warnings.append(
+            f"{both} of the {data['val']['rows']} validation clips are trained on too: they are not held out"
+        )
     longest, room = data["val"]["longest_tokens"], job.spec.evaluation.max_new_tokens
     if longest > room:
         warnings.append(

@@ -201,7 +201,7 @@ def _transcribed(
             )
         )
     texts = {item.row: item.text for item in heard}
-    scorer = Scorer(getattr(whisper.processor.tokenizer, "english_spelling_normalizer", None), spec.data.text)
+    scorer = Scorer.of(spec, whisper.processor)
     return [scorer.score(rows[row], text) for row, text in sorted(texts.items())]
 
 

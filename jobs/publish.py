@@ -104,7 +104,7 @@ def _write_cards(
         for folder in ("", artifacts.ADAPTER, *([artifacts.MERGED] if spec.training.merge_lora else [])):
             cards[folder] = model_card(spec, metrics, data, base, folder)
     else:
-        cards = {"": export_card(metrics, base)}
+        cards = {"": export_card(spec, metrics, base)}
     for name, entry in metrics["artifacts"].items():
         folder = artifacts.folder_of(name)
         if "runtime" in entry and folder not in cards:
@@ -130,10 +130,18 @@ def refused_artifacts(metrics: dict[str, Any]) -> dict[str, str]:
     return {name: value["refused"] for name, value in exported.items() if "refused" in value}
 
 
-def promotion_reasons(metrics: dict[str, Any]) -> list[str]:
-    """Why the tuned model should not take the base model's place; empty where it should."""
+def promotion_reasons(metrics: dict[str, Any], clips_in_both: int = 0) -> list[str]:
+    """Why the tuned model should not take the base model's place; empty where it should.
+
+    Args:
+        metrics: the content of metrics.json so far.
+        clips_in_both: validation clips that were trained on.
+    """
     base, tuned = metrics["base"]["wer"], metrics["tuned"]["wer"]
     reasons = []
+    if clips_in_both:
+        count = metrics["tuned"]["utterances"]
+        reasons.append(f"its WER says little: {clips_in_both} of the {count} validation clips were trained on")
     if tuned >= base:
         reasons.append(f"its WER, {tuned:.1%}, is not below the base model's, {base:.1%}")
     if why := refused_artifacts(metrics).get("hf"):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jiwer
 import numpy as np
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from jobs.text import TextNormaliser
+from service.spec.job import JobSpec
 from service.spec.languages import WITHOUT_SPACES
 from service.spec.text import TextRules
+
+Normaliser = Literal["keep_marks", "whisper"]
 
 
 @dataclass(frozen=True)
@@ -86,16 +90,31 @@ class Scorer:
     Args:
         spelling: British to American spellings, as the tokenizer carries them (`english_spelling_normalizer`).
         rules: the spec's `data.text`. References have been through them already, when the rows were prepared.
+        normaliser: the spec's `evaluation.normalizer`: whether the basic normaliser leaves marks where they are.
 
-    Source: Radford et al. 2022, appendix C; transformers.models.whisper.english_normalizer.
+    Source: Radford et al. 2022, appendix C; transformers.models.whisper.english_normalizer. What marks are to scripts
+    that write vowels by them: Manohar and Pillai 2024, "What is lost in normalization?".
     """
 
-    def __init__(self, spelling: dict[str, str] | None, rules: TextRules | None = None) -> None:
+    def __init__(
+        self,
+        spelling: dict[str, str] | None,
+        rules: TextRules | None = None,
+        normaliser: Normaliser = "keep_marks",
+    ) -> None:
         self._rules = TextNormaliser(rules)
         self._english = EnglishTextNormalizer(spelling or {})
         self._basic = BasicTextNormalizer()
         # Words are not written apart in these, so each character counts as one, as in Whisper's own tables.
         self._letters = BasicTextNormalizer(split_letters=True)
+        if normaliser == "keep_marks":
+            self._basic.clean = self._letters.clean = without_punctuation
+
+    @classmethod
+    def of(cls, spec: JobSpec, processor: Any) -> Scorer:
+        """As a spec says, with the spellings of a checkpoint's processor."""
+        spelling = getattr(processor.tokenizer, "english_spelling_normalizer", None)
+        return cls(spelling, spec.data.text, spec.evaluation.normalizer)
 
     def normalise(self, text: str, language: str) -> str:
         """The text as it is compared: no case, no punctuation, numbers and spellings in one form."""
@@ -127,6 +146,15 @@ class Scorer:
             compared_reference=normal_reference,
             compared_hypothesis=normal_hypothesis,
         )
+
+
+def without_punctuation(text: str) -> str:
+    """Spaces in place of symbols and punctuation. Marks stay: in Hindi, Tamil, Thai and others they are the vowels, and
+    Whisper's own normaliser, which takes them out, finds no error there and parts words in two."""
+    return "".join(
+        " " if unicodedata.category(character)[0] in "SP" else character
+        for character in unicodedata.normalize("NFKC", text)
+    )
 
 
 def word_errors(reference: str, hypothesis: str) -> Errors:

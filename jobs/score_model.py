@@ -40,7 +40,7 @@ def score_shard(
             seen = min(done * workers, len(rows))
             log.emit.remote({"event": "transcribed", "what": "clips", "done": seen, "total": len(rows)})
 
-    scorer = Scorer(getattr(whisper.processor.tokenizer, "english_spelling_normalizer", None), spec.data.text)
+    scorer = Scorer.of(spec, whisper.processor)
     with autocast(spec):
         heard = list(
             transcribe(

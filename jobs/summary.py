@@ -13,6 +13,7 @@ from jobs.export.table import HEADER, export_rows
 from jobs.guard.words import summary_fact
 from jobs.progress import seconds_text
 from service import artifacts
+from service.report.paired import in_words
 from service.spec.export import HF
 from service.storage import Storage
 
@@ -41,7 +42,8 @@ def _verdict(metrics: dict[str, Any]) -> str:
         return f"WER {model['wer']:.1%} on {model['utterances']} clips"
     base, tuned = metrics["base"]["wer"], metrics["tuned"]["wer"]
     if metrics["promoted"]:
-        return f"[green]better[/green]: WER {base:.1%} -> {tuned:.1%}"
+        found = metrics.get("difference")
+        return f"[green]better[/green]: WER {base:.1%} -> {tuned:.1%}" + (f", {in_words(found)}" if found else "")
     return f"[red]not promoted[/red]: {'; '.join(metrics['promotion_reasons'])}"
 
 
@@ -82,13 +84,11 @@ def _facts(root: Storage, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("adapter", f"{root.path(artifacts.ADAPTER)}  (all {adapter['modules']} adapted modules changed)"))
     if merge := metrics.get("merge"):
         merged = metrics["artifacts"]["hf"]
-        facts.append(
-            (
-                "merged",
-                f"{root.path(artifacts.MERGED)}  (logits within {merge['max_logit_difference']:.0e} of the adapter's; "
-                f"PEFT's own weights to the last bit; {merged['identical']:.1%} of the transcripts identical)",
-            )
-        )
+        proof = f"{merged['identical']:.1%} of the transcripts identical"
+        if metrics.get("source", {}).get("adapter", True):
+            logits = f"logits within {merge['max_logit_difference']:.0e} of the adapter's"
+            proof = f"{logits}; PEFT's own weights to the last bit; {proof}"
+        facts.append(("merged", f"{root.path(artifacts.MERGED)}  ({proof})"))
     if exported := [name for name in metrics.get("artifacts", {}) if name != HF]:
         facts.append(("exports", f"{root.path(artifacts.EXPORTS)}  ({', '.join(exported)})"))
     for name, entry in metrics.get("artifacts", {}).items():

@@ -118,5 +118,5 @@ def hear(
         timeout_s=spec.engine.timeout_s,
         progress=lambda done: progress(done, total),
     )
-    scorer = Scorer(getattr(merged.processor.tokenizer, "english_spelling_normalizer", None), spec.data.text)
+    scorer = Scorer.of(spec, merged.processor)
     return proven(name, [known[row] for row in chosen], heard, scorer, records)

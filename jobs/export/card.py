@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jobs.card import USES, card_metadata
+from jobs.card import USES, card_metadata, marks_kept
 from jobs.export.table import export_markdown
 from service.artifacts import BaseModelRecord, folder_of
 from service.spec.export import ARTIFACTS
+from service.spec.job import JobSpec
 
 LIBRARIES = {"hf": "transformers", "ggml": "whisper.cpp", "ctranslate2": "ctranslate2", "openai": "whisper"}
 
@@ -30,7 +31,7 @@ def artifact_card(name: str, metrics: dict[str, Any], base: BaseModelRecord) -> 
         "",
         f"# {metrics['job_id']}, {name}",
         "",
-        f"`{_shown(base)}` after fine-tuning, for {entry['runtime']}.",
+        f"`{_shown(base)}`{' after fine-tuning' if _is_tuned(metrics) else ''}, for {entry['runtime']}.",
         *warning,
         "",
         export_markdown({name: entry}),
@@ -39,7 +40,7 @@ def artifact_card(name: str, metrics: dict[str, Any], base: BaseModelRecord) -> 
     return "\n".join(lines) + "\n"
 
 
-def export_card(metrics: dict[str, Any], base: BaseModelRecord) -> str:
+def export_card(spec: JobSpec, metrics: dict[str, Any], base: BaseModelRecord) -> str:
     """README.md of a job that only exports."""
     model, merge = metrics["model"], metrics["merge"]
     languages = sorted(model["languages"])
@@ -51,7 +52,7 @@ def export_card(metrics: dict[str, Any], base: BaseModelRecord) -> str:
         f"# {metrics['job_id']}",
         "",
         f"`{_shown(base)}`{' with an adapter' if adapted else ''}: WER {model['wer']:.2%}, CER {model['cer']:.2%} on",
-        f"{model['utterances']} clips, after Whisper's own text normaliser.",
+        f"{model['utterances']} clips, after Whisper's own text normaliser{marks_kept(spec)}.",
         *(
             [
                 f"Merged in float32: logits within {merge['max_logit_difference']:.0e} of the adapter's, and weights",
@@ -65,6 +66,10 @@ def export_card(metrics: dict[str, Any], base: BaseModelRecord) -> str:
         *folders,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _is_tuned(metrics: dict[str, Any]) -> bool:
+    return metrics.get("source", {}).get("adapter", True) is not None
 
 
 def _scored(metrics: dict[str, Any]) -> str:

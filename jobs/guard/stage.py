@@ -66,5 +66,5 @@ def _listen(spec: JobSpec, whisper: Whisper, rows: Any, progress: Callable[[int]
     listener = Listener(model, whisper.processor, spec.evaluation, multilingual=whisper.multilingual, log_mel=log_mel)
     with autocast(spec):
         heard = listener.hear(rows, threads=spec.data.threads, progress=progress)
-    scorer = Scorer(getattr(whisper.processor.tokenizer, "english_spelling_normalizer", None), spec.data.text)
+    scorer = Scorer.of(spec, whisper.processor)
     return [check(rows[item.row], item, scorer) for item in heard]

@@ -12,8 +12,10 @@ from jobs.job import Job, Run, describe, publish_job, warn_of_data
 from jobs.kinds.exports import MERGING, formats, make_exports
 from jobs.publish import promotion_reasons
 from jobs.train.here import train_here
-from service.artifacts import BaseModelRecord
+from service.artifacts import BASE_LINES, TUNED_LINES, BaseModelRecord
 from service.errors import StoppedError
+from service.report.lines import join, read_lines
+from service.report.paired import difference
 from service.spec.job import JobSpec
 from service.storage import Storage
 
@@ -97,7 +99,10 @@ def finish_training(
             "transcribing the guard's clips with the base model and the tuned one",
             lambda: job.run(tasks.guard_model, *call, cpus=job.resources.cpus, gpus=job.gpus),
         )
-    reasons = promotion_reasons(metrics)
+    sides = [read_lines(job.root.read_bytes(name)) for name in (BASE_LINES, TUNED_LINES)]
+    if found := difference([(base, tuned) for base, tuned in join(sides)]):
+        metrics["difference"] = found.as_dict()
+    reasons = promotion_reasons(metrics, data.get("clips_in_both", 0))
     metrics |= {"promoted": not reasons, "promotion_reasons": reasons, "seconds": job.stages.all_seconds()} | more
     publish_job(job, metrics, data, base, inner.spec)
     return metrics

@@ -12,7 +12,7 @@ from jobs.evaluate import evaluate, from_lines, to_lines
 from jobs.failures import inputs_that_were_there
 from jobs.fast.encoder_outputs import SplitOutputs
 from jobs.model import Whisper
-from jobs.score import Utterance, summarise
+from jobs.score import Scorer, Utterance, summarise
 from jobs.train.runtime import Runtime
 from jobs.train.session import Session
 from jobs.transcribe import Listener
@@ -90,12 +90,12 @@ class Scores:
                 whisper.processor,
                 self.rows,
                 self.spec.evaluation,
+                scorer=Scorer.of(self.spec, whisper.processor),
                 multilingual=whisper.multilingual,
                 rank=self.session.rank,
                 workers=self.session.workers,
                 threads=self.spec.data.threads,
                 bootstrap=bootstrap,
-                rules=self.spec.data.text,
                 progress=progress,
                 stopping=self.session.stopping,
                 outputs=outputs,

@@ -10,7 +10,7 @@ from typing import Any
 from service.report import words
 from service.report.lines import Line, join
 from service.report.page import render
-from service.report.paired import Difference, difference
+from service.report.paired import Difference, difference, in_words
 from service.report.run import Run
 from service.report.utterances import Utterances, collect
 from service.spec.job import NOT_COMPARED, JobSpec, leaves, same_value
@@ -285,13 +285,10 @@ def said(pair: Pair) -> str:
     if pair.difference is None:
         return "They have no clips in common."
     change = pair.difference
-    low, high = (words.points(bound) for bound in change.bounds)
-    chance = "" if change.is_clear else ", which may be chance"
     return (
         f"On {words.counted(change.clips, 'common clip')} the WER goes from {words.percent(change.before, 2)} to "
-        f"{words.percent(change.after, 2)}: {words.points(change.rate)} points (95 % interval {low} to {high}, "
-        f"paired by clip){chance}. {words.counted(change.better, 'clip')} got better, "
-        f"{words.count(change.worse)} worse."
+        f"{words.percent(change.after, 2)}: {in_words(change.as_dict())}. "
+        f"{words.counted(change.better, 'clip')} got better, {words.count(change.worse)} worse."
     )
 
 

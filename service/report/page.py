@@ -18,7 +18,7 @@ from service.report import search_figures, tables, words
 from service.report.figures import Figure, clip_lengths, errors_by_length, learning_curves
 from service.report.lengths import by_length, histogram, histogram_of
 from service.report.lines import join
-from service.report.paired import Difference, difference
+from service.report.paired import Difference, difference, in_words
 from service.report.run import Run, read_run
 from service.report.search_figures import is_real
 from service.report.utterances import Utterances, collect
@@ -213,11 +213,8 @@ def _said(run: Run, change: Difference | None) -> list[str]:
             f"{text}, in {words.counted(tuned['words'], 'word')} of {words.counted(tuned['utterances'], 'clip')}."
         )
     if change:
-        low, high = (words.points(bound) for bound in change.bounds)
-        clear = "" if change.is_clear else ", which may be chance"
         said.append(
-            f"The difference is {words.points(change.rate)} points of WER (95 % interval {low} to {high}, "
-            f"paired by clip){clear}. {words.counted(change.better, 'clip')} got better, "
+            f"The difference is {in_words(change.as_dict())}. {words.counted(change.better, 'clip')} got better, "
             f"{words.count(change.worse)} worse, {words.count(change.clips - change.better - change.worse)} stayed."
         )
     if run.search and run.search.verdict:

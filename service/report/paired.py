@@ -6,8 +6,10 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from service.report.lines import Line
+from service.report.words import points
 
 RESAMPLES = 1000
 MANY = 3_000
@@ -42,6 +44,20 @@ class Difference:
     def is_clear(self) -> bool:
         """Whether the interval leaves out 0."""
         return self.bounds[0] > 0 or self.bounds[1] < 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """As metrics.json has it."""
+        return {"wer": self.rate, "wer_interval": list(self.bounds), "better": self.better, "worse": self.worse}
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """What `Difference.as_dict` gave: `-4.0 points of WER (95 % interval -6.1 to -1.9, paired by clip)`, and whether
+    that may be chance."""
+    low, high = found["wer_interval"]
+    chance = "" if low > 0 or high < 0 else ", which may be chance"
+    return (
+        f"{points(found['wer'])} points of WER (95 % interval {points(low)} to {points(high)}, paired by clip){chance}"
+    )
 
 
 def difference(pairs: Sequence[tuple[Line, Line]], seed: int = 0) -> Difference | None:

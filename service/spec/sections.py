@@ -205,6 +205,13 @@ class EvaluationConfig(Spec):
     max_new_tokens: Int = Field(default=225, ge=1, le=444)
     """Longest transcript, in tokens."""
 
+    normalizer: Literal["keep_marks", "whisper"] = "keep_marks"
+    """What texts go through before words and characters are counted; rates called `raw` are of texts as they are.
+    English: Whisper's English normaliser. Other languages: its basic one, which lowers case and takes out punctuation
+    and what stands in brackets. `whisper`: as published, which also puts a space in place of every combining mark.
+    Marks are the vowels of Hindi, Bengali, Tamil, Thai and other scripts: errors in them are not seen then, and a word
+    becomes several. `keep_marks`: they stay. Languages written without marks have the same rates by both."""
+
     bootstrap: Int = Field(default=1000, ge=0)
     """Resamples of the utterances behind the 95 % interval of the WER; 0 leaves the interval out."""
 

@@ -104,7 +104,7 @@ def test_the_manifest_holds_and_knows_what_the_run_came_from(done: Job) -> None:
     assert manifest.base.weights_sha256.keys() == {"model.safetensors"}
     assert {"python", "torch", "transformers", "peft", "ray"} < manifest.versions.keys()
     assert manifest.data["train"]["rows"] + manifest.data["val"]["rows"] == 48
-    assert manifest.data["sentences_in_both"] == 0
+    assert manifest.data["sentences_in_both"] == manifest.data["clips_in_both"] == 0
     listed = {record.path for record in manifest.files}
     assert not any(path.startswith(("checkpoints/", "tensorboard/")) for path in listed)
     assert {"spec.json", "metrics.json", "events.jsonl", "adapter/adapter_model.safetensors"} < listed
@@ -116,7 +116,7 @@ def test_metrics_have_the_keys_of_the_design(done: Job) -> None:
     metrics = done.read("metrics.json")
     assert metrics.keys() == {
         "job_id", "base", "tuned", "adapter", "training", "artifacts", "merge", "promoted", "promotion_reasons",
-        "seconds",
+        "difference", "seconds",
     }  # fmt: skip
     for name in ("base", "tuned"):
         assert metrics[name].keys() == RATE_KEYS

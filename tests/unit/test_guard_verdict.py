@@ -161,6 +161,13 @@ def test_its_reasons_stand_beside_that_of_the_validation_split() -> None:
     assert promotion_reasons(worse | forgot) == [*promotion_reasons(worse), *forgot["guard"]["reasons"]]
 
 
+def test_clips_that_were_trained_on_prove_nothing() -> None:
+    metrics: dict[str, Any] = {"base": {"wer": 0.5}, "tuned": {"wer": 0.1, "utterances": 80}}
+    assert promotion_reasons(metrics, clips_in_both=0) == []
+    (reason,) = promotion_reasons(metrics, clips_in_both=3)
+    assert reason == "its WER says little: 3 of the 80 validation clips were trained on"
+
+
 def test_card_and_summary_tell_of_it_and_say_nothing_without_a_guard() -> None:
     spanish = clip("abre la puerta", "abre la puerta", language="es")
     silent, wordy = clip("", no_speech=True), clip("you", no_speech=True)

@@ -206,6 +206,17 @@ def test_sentences_on_both_sides_are_counted_without_regard_to_case(run: Prepare
     assert run()["sentences_in_both"] == 1
 
 
+def test_clips_that_are_trained_on_are_counted_wherever_they_lie(run: Prepare) -> None:
+    write_csv(run.data / "train.csv", [("1.wav", "one", "en"), ("2.wav", "two", "en")])
+    (run.data / "again").mkdir()
+    (run.data / "again/1.wav").write_bytes((run.data / "1.wav").read_bytes())
+    held_out = [("again/1.wav", "uno", "es"), (str(run.data / "2.wav"), "two", "en"), ("3.wav", "six", "en")]
+    write_csv(run.data / "val.csv", held_out)
+    for check, both in (("header", 1), ("decode", 2)):
+        spec = job(run.nano, run.data, run.root, {"data": {"check": check}})
+        assert run.with_spec(spec)["clips_in_both"] == both, "by their place, or by their samples"
+
+
 def test_an_unreadable_manifest_is_refused(run: Prepare) -> None:
     (run.data / "train.csv").write_text("file,text\na,b\n")
     assert run.faults() == ["train.csv: no column path (found: file, text)"]

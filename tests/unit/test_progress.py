@@ -130,6 +130,22 @@ def test_the_summary_holds_rates_proofs_times_and_places(capsys: pytest.CaptureF
     assert ["substituted", "1,200", "1,200"] in rows
 
 
+def test_the_summary_says_whether_a_gain_may_be_chance(capsys: pytest.CaptureFixture[str]) -> None:
+    for bounds, end in (([-0.06, -0.02], ")"), ([-0.06, 0.01], "), which may be chance")):
+        found = {"wer": -0.04, "wer_interval": bounds, "better": 9, "worse": 2}
+        print_summary(Storage("/runs/one"), metrics(difference=found))
+        (said,) = [line for line in capsys.readouterr().out.splitlines() if "better:" in line]
+        assert "WER 50.0% -> 10.0%, −4.0 points of WER (95 % interval −6.0 to " in said
+        assert said.endswith(f"paired by clip{end}")
+
+
+def test_of_a_checkpoint_without_an_adapter_nothing_is_said_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(Storage("/runs/one"), metrics(source={"adapter": None}))
+    text = capsys.readouterr().out
+    assert "(100.0% of the transcripts identical)" in text
+    assert "PEFT" not in text
+
+
 def test_a_model_that_is_no_better_is_said_to_be_none(capsys: pytest.CaptureFixture[str]) -> None:
     print_summary(Storage("/runs/one"), metrics(promoted=False, promotion_reasons=["its WER is not below"], merge=None))
     text = capsys.readouterr().out

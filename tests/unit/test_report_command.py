@@ -184,7 +184,7 @@ def test_a_terminal_does_not_obey_a_transcript(tmp_path: Path) -> None:
 def test_the_text_tells_the_difference_and_shows_both_hypotheses(tmp_path: Path) -> None:
     result = call("compare", *two_runs(tmp_path), "--html", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
-    assert "On 3 common clips the WER goes from 36.36% to 27.27%: −9.1 points (95 % interval" in result.stdout
+    assert "On 3 common clips the WER goes from 36.36% to 27.27%: −9.1 points of WER (95 % interval" in result.stdout
     assert "which may be chance" in result.stdout
     lines = [line.split(maxsplit=1) for line in result.stdout.split("\n") if line.startswith("    ")]
     assert ["calls-nl-87654321", "abre la puerta"] in lines

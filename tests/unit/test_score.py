@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from jobs.evaluate import from_lines, to_lines
 from jobs.score import Errors, Scorer, Utterance, character_errors, summarise, word_errors
+from service.spec.job import JobSpec
 from service.spec.languages import WITHOUT_SPACES
 
 WORDS = ["open", "close", "the", "window", "door", "now", "please", "a", "it's"]
@@ -124,6 +126,45 @@ def test_english_is_normalised_as_whispers_authors_do(scorer: Scorer, one: str, 
     utterance = scorer.score(record(one), other)
     assert utterance.words.total == 0
     assert utterance.words_raw.total > 0
+
+
+@pytest.mark.parametrize(
+    ("language", "reference", "heard", "wrong", "of"),
+    [
+        ("hi", "हिन्दी में किताब पढ़ो", "हिन्दी में किताब पढ़ो।", 0, 4),
+        ("hi", "किताब की", "कातिब का", 2, 2),
+        ("bn", "আমি বই পড়ি", "আমি বই পড়ি", 0, 3),
+        ("ta", "அவள் படிக்கிறாள்", "அவள் படிக்கிறான்", 1, 2),
+        ("ar", "كَتَبَ الوَلَدُ", "كَتَبَ الوَلَدُ", 0, 2),
+        ("fr", "L'été, déjà", "l été deja", 1, 3),
+    ],
+)
+def test_marks_are_part_of_words(
+    scorer: Scorer, language: str, reference: str, heard: str, wrong: int, of: int
+) -> None:
+    words = scorer.score(record(reference, language), heard).words
+    assert (words.total, words.length) == (wrong, of)
+
+
+@pytest.mark.setting("evaluation.normalizer")
+def test_the_published_normaliser_takes_marks_for_gaps(processor: Any) -> None:
+    spelling = processor.tokenizer.english_spelling_normalizer
+    theirs, ours = Scorer(spelling, normaliser="whisper"), Scorer(spelling)
+    assert theirs.normalise("किताब की", "hi") == BasicTextNormalizer()("किताब की").strip() == "क त ब क"
+    assert ours.normalise("किताब की", "hi") == "किताब की"
+    blind = theirs.score(record("किताब की", "hi"), "कातिब का")
+    assert blind.words.total == 0
+    assert theirs.normalise("ที่นี่", "th") != ours.normalise("ที่นี่", "th") == "ที่ นี่"
+    same = [("¿Qué  hora es, Señor?", "es"), ("L'été!", "fr"), ("(mm) It's 5 o'clock", "en"), ("你好。", "zh")]
+    for text, language in same:
+        assert theirs.normalise(text, language) == ours.normalise(text, language), "where no marks are written apart"
+
+
+def test_a_spec_says_by_which(processor: Any) -> None:
+    for normaliser, words in (("keep_marks", 1), ("whisper", 3)):
+        scorer = Scorer.of(JobSpec.model_validate({"evaluation": {"normalizer": normaliser}}), processor)
+        assert scorer.score(record("किताब", "hi"), "किताब").words.length == words
+        assert scorer.normalise("The colour", "en") == "the color"
 
 
 def test_other_languages_lose_case_and_punctuation_but_no_words(scorer: Scorer) -> None:
