@@ -129,7 +129,9 @@ def load_adapter(model: Any, folder: Path) -> Any:
             config = PeftConfig.from_pretrained(str(folder))
             config.task_type = None  # SEQ_2_SEQ_LM would have PEFT pass on `input_ids`, which Whisper has not
             config.inference_mode = True
-            return PeftModel.from_pretrained(model, str(folder), config=config).eval()
+            # Else PEFT takes the adapter to a GPU wherever one is in sight, whoever's it is.
+            device = str(next(model.parameters()).device)
+            return PeftModel.from_pretrained(model, str(folder), config=config, torch_device=device).eval()
     except (ValueError, RuntimeError, OSError, SafetensorError, UserWarning) as error:
         reason = str(error).strip().split("\n", 1)[0][:200]
         raise SpecError([Fault(str(folder), f"is no adapter for this base model ({reason})")]) from error

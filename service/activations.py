@@ -23,10 +23,11 @@ from service.spec.whisper_dims import WhisperDims
 from service.spec.whisper_modules import EMBEDDING, HEAD
 
 
-def makes_no_keys(tokens: int, head_width: int) -> bool:
-    """Whether texts of that many tokens are short enough for trials that train together to attend to audio without keys
-    and values of each trial's own: their weights, over heads and tokens, are then no more than those would be."""
-    return tokens <= 2 * head_width
+def makes_no_keys(tokens: int, head_width: int, *, half: bool) -> bool:
+    """Whether trials that train together attend to audio without keys and values of each trial's own: not in mixed
+    precision, and where texts are so short that their weights, over heads and tokens, are no more than those would be.
+    """
+    return not half and tokens <= 2 * head_width
 
 
 class Layers:
@@ -54,7 +55,7 @@ class Layers:
         self.dims, self.training = dims, spec.training
         self.value, self.trials = 2 if half else 4, trials
         shared = trials > 0
-        self.without_keys = shared and makes_no_keys(tokens, dims.d_model // dims.decoder_attention_heads)
+        self.without_keys = shared and makes_no_keys(tokens, dims.d_model // dims.decoder_attention_heads, half=half)
         # PEFT's DoRA keeps the outputs of two products, W x and the scaled one; the folded one keeps W x alone.
         folded = shared or (spec.engine.fast_dora and (spec.engine.dora_dropout == "branch" or not self._drops))
         self.dora_outputs = (1 if folded else 2) if spec.training.use_dora else 0

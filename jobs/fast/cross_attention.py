@@ -6,7 +6,8 @@ A DoRA's gain g and a bias b are taken from keys and values, of P positions, to 
     sum_p a_p (g * v_p + b)     equals  g * sum_p a_p v_p + b,  as the a_p sum to 1.
 
 What is left of keys and values need not be made either, see `jobs.fast.low_rank_attention`; weights are then kept for
-the backward pass in place of keys and values, which is less as long as T < 2 C. Longer texts have keys and values.
+the backward pass in place of keys and values, which is less as long as T < 2 C. Longer texts have keys and values, and
+so has mixed precision: scores would be rounded, which torch's kernels hold in float32.
 
 Legend: N trials, B clips, R = N * B rows, T tokens, P positions of audio, D width, H heads, C width of a head.
 """
@@ -44,7 +45,8 @@ class CrossAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """(R, T, D) and the audio of each distinct batch (U * B, P, D) give (R, T, D) and no weights."""
         q_RTD = self.q_proj(hidden_states) * self.scaling
-        if attention_mask is None and makes_no_keys(q_RTD.shape[1], self.head_dim):
+        half = q_RTD.dtype != torch.float32
+        if attention_mask is None and makes_no_keys(q_RTD.shape[1], self.head_dim, half=half):
             return self.out_proj(self._without_keys(q_RTD, key_value_states)), None
         k_RPD, k_gain_N1D = self.k_proj.before_gain(key_value_states)
         v_RPD, v_gain_N1D = self.v_proj.before_gain(key_value_states)
@@ -66,15 +68,12 @@ class CrossAttention(nn.Module):
         keys, values = self.k_proj.parts(audio), self.v_proj.parts(audio)
         if keys.gain_N1O is not None:
             q_RTD = with_gain(q_RTD, keys.gain_N1O, None)
-        audio_of = self.k_proj.layout.audio_of
-        q_NBTD = q_RTD.unflatten(0, (len(audio_of), -1))
-        found: list[Tensor] = []
-        order: list[int] = []
-        for source in range(len(keys.base_UBPO)):
-            trials = [trial for trial, each in enumerate(audio_of) if each == source]
-            found.append(self._of_one(q_NBTD, keys, values, source, trials))
-            order += trials
-        y_NBTD = torch.cat(found) if order == sorted(order) else torch.cat(found)[_inverse(order)]
+        layout = self.k_proj.layout
+        q_NBTD = q_RTD.unflatten(0, (len(layout.members), -1))
+        groups = layout.sources
+        y_NBTD = torch.cat([self._of_one(q_NBTD, keys, values, *each) for each in enumerate(groups)])
+        order = [trial for group in groups for trial in group]
+        y_NBTD = layout.chosen(y_NBTD, sorted(range(len(order)), key=order.__getitem__))
         y_RTD = y_NBTD.flatten(0, 1)
         if values.gain_N1O is not None:
             return with_gain(y_RTD, values.gain_N1O, self.v_proj.base.bias)
@@ -82,30 +81,20 @@ class CrossAttention(nn.Module):
 
     def _of_one(self, q_NBTD: Tensor, keys: Parts, values: Parts, source: int, trials: list[int]) -> Tensor:
         """Of the trials that hear one batch of audio (n, B, T, D)."""
+        chosen = self.k_proj.layout.chosen
         _, clips, tokens, _ = q_NBTD.shape
-        q_HBNTC = self._heads(_chosen(q_NBTD, trials, 0)).permute(3, 1, 0, 2, 4)
+        q_HBNTC = self._heads(chosen(q_NBTD, trials)).permute(3, 1, 0, 2, 4)
         k_HBPC, v_HBPC = (self._heads(each.base_UBPO[source]).permute(2, 0, 1, 3) for each in (keys, values))
         q_low_HETR = k_low_ERP = v_low_ERP = None
         if keys.low_BNRP is not None and keys.scaled_b_NRO is not None:
-            b_HNRC = self._heads(_chosen(keys.scaled_b_NRO, trials, 0)).permute(2, 0, 1, 3)
+            b_HNRC = self._heads(chosen(keys.scaled_b_NRO, trials)).permute(2, 0, 1, 3)
             q_low_HETR = torch.matmul(q_HBNTC, b_HNRC.mT[:, None]).flatten(1, 2)
-            k_low_ERP = _chosen(keys.low_BNRP, trials, 1).flatten(0, 1)
+            k_low_ERP = chosen(keys.low_BNRP, trials, 1).flatten(0, 1)
         if values.low_BNRP is not None:
-            v_low_ERP = _chosen(values.low_BNRP, trials, 1).flatten(0, 1)
+            v_low_ERP = chosen(values.low_BNRP, trials, 1).flatten(0, 1)
         y_HBMC, y_low_HETR = low_rank_attention(q_HBNTC.flatten(2, 3), k_HBPC, v_HBPC, q_low_HETR, k_low_ERP, v_low_ERP)
         y_HBNTC = y_HBMC.unflatten(2, (-1, tokens))
         if y_low_HETR is not None and values.scaled_b_NRO is not None:
-            b_HNRC = self._heads(_chosen(values.scaled_b_NRO, trials, 0)).permute(2, 0, 1, 3)
+            b_HNRC = self._heads(chosen(values.scaled_b_NRO, trials)).permute(2, 0, 1, 3)
             y_HBNTC = y_HBNTC + torch.matmul(y_low_HETR.unflatten(1, (clips, -1)), b_HNRC[:, None])
         return y_HBNTC.permute(2, 1, 3, 0, 4).flatten(3)
-
-
-def _chosen(of_all: Tensor, trials: list[int], dim: int) -> Tensor:
-    """The share of some trials; all of them in their order, without a copy."""
-    if trials == list(range(of_all.shape[dim])):
-        return of_all
-    return of_all.index_select(dim, torch.tensor(trials, device=of_all.device))
-
-
-def _inverse(order: list[int]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)

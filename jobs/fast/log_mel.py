@@ -22,6 +22,12 @@ from jobs.audio import SAMPLE_RATE_HZ
 from jobs.device import device_of
 from service.spec.job import JobSpec
 
+GPU_CLIPS = 16
+"""Clips of which a GPU makes the features at once: each takes about 14 MB on the way, of a whole window."""
+
+GPU_FRAMES = 250
+"""A GPU computes a multiple of so many frames: the transform has a plan, and memory, for each length it has seen."""
+
 LOWEST = 1e-10
 """The power that silence counts as."""
 
@@ -30,7 +36,7 @@ class LogMel:
     """Makes features as a checkpoint's feature extractor does; threads may share it.
 
     On the CPU each clip is computed by itself, so that its features never depend on the others of its batch; on a GPU
-    all of a batch at once.
+    several at once.
 
     Args:
         extractor: a WhisperFeatureExtractor.
@@ -55,7 +61,7 @@ class LogMel:
                 return found
             shape = (len(clips), self._extractor.feature_size, self._extractor.nb_max_frames)
             features_BMF = torch.empty(shape, device=self.device)
-            together = max(1, len(clips)) if self.device.type == "cuda" else 1
+            together = GPU_CLIPS if self.device.type == "cuda" else 1
             for first in range(0, len(clips), together):
                 self._fill(features_BMF[first : first + together], clips[first : first + together])
             return features_BMF
@@ -63,7 +69,8 @@ class LogMel:
     def _fill(self, features_BMF: Tensor, clips: list[NDArray[np.float32]]) -> None:
         """Compute the frames that any of these clips reaches into; the others are silence in all of them."""
         window, heard = self._extractor.n_samples, max(map(len, clips))
-        frames = min(features_BMF.shape[2], -(-(heard + self._reach) // self._hop))
+        step = GPU_FRAMES if self.device.type == "cuda" else 1
+        frames = min(features_BMF.shape[2], -(-(heard + self._reach) // (self._hop * step)) * step)
         end = (frames - 1) * self._hop + self._reach  # the last frame is centred `reach` samples before it
         waves_BS = self._padded(clips, min(window, max(end, heard, self._reach + 1))).to(self.device, non_blocking=True)
         # The window is mirrored at both of its ends: at a frame that looks beyond, and nowhere else.

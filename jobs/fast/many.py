@@ -106,6 +106,10 @@ class ManyAdapters:
             self._unstack()
             del self._trials[index], self._optimizers[index]
 
+    def __len__(self) -> int:
+        """How many trials are there."""
+        return len(self._trials)
+
     def release(self) -> None:
         """Let all trials go."""
         self._unstack()
@@ -243,8 +247,7 @@ class ManyAdapters:
     def _of_the_same(self, models: Sequence[Any]) -> None:
         """Lay out a forward pass of several trials over the same audio, without dropout."""
         self._stack()
-        self._layout.members = [self.index(model) for model in models]
-        self._layout.audio_of = [0] * len(models)
+        self._layout.set([self.index(model) for model in models], [0] * len(models))
 
     def _decoded(self, inputs: Tensor, audio: Tensor) -> Tensor:
         """The decoder's output (N * B, T, D) in the present layout."""
@@ -274,8 +277,7 @@ class ManyAdapters:
             distinct.setdefault(id(batch), len(distinct))
         first = {id(batch): batch for _, batch in group}
         layout = self._layout
-        layout.members = [self.index(work.model) for work, _ in group]
-        layout.audio_of = [distinct[id(batch)] for _, batch in group]
+        layout.set([self.index(work.model) for work, _ in group], [distinct[id(batch)] for _, batch in group])
         layout.generators = [work.generator for work, _ in group]
         layout.texts = [batch.inputs_BT.shape[1] for _, batch in group]
         try:

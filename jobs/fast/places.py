@@ -117,24 +117,25 @@ class DeviceMemory(Memory):
     Args:
         device: the GPU.
         limit: bytes that it may take; None: half of what training leaves.
+        share: of the GPU, which is this process's.
 
     Attributes:
         needed: bytes that training is known to come to, where it has not shown it yet.
     """
 
-    def __init__(self, device: torch.device, limit: int | None) -> None:
+    def __init__(self, device: torch.device, limit: int | None, share: float = 1.0) -> None:
         super().__init__("in the GPU's memory", device, limit or 0)
-        self._automatic, self.needed = limit is None, 0
+        self._automatic, self._share, self.needed = limit is None, share, 0
 
     def settle(self) -> None:
         """Take half of what has never been in use."""
         if not self._automatic:
             return
         self._automatic = False
-        free, _ = torch.cuda.mem_get_info(self._device)
+        free, total = torch.cuda.mem_get_info(self._device)
         ours = torch.cuda.memory_reserved(self._device)
         peak = max(self.needed, torch.cuda.max_memory_allocated(self._device))
-        self.limit = max(0, free + ours - peak) // 2
+        self.limit = max(0, min(free + ours, round(self._share * total)) - peak) // 2
 
 
 class Disk:

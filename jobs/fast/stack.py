@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +32,6 @@ Place = Callable[[Tensor], Tensor]
 """Takes a buffer with a row for each trial (N, P); gives the share of it that lies where a tensor lies in `Rows`."""
 
 
-@dataclass
 class Layout:
     """Who is in the present forward pass, in the order of the batch's first dimension.
 
@@ -43,10 +42,41 @@ class Layout:
         texts: of each of them, the length of its texts before they were padded to the longest.
     """
 
-    members: list[int] = field(default_factory=list)
-    audio_of: list[int] = field(default_factory=list)
-    generators: list[torch.Generator] | None = None
-    texts: list[int] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.members: list[int] = []
+        self.audio_of: list[int] = []
+        self.generators: list[torch.Generator] | None = None
+        self.texts: list[int] = []
+        self._places: dict[tuple[int, ...], Tensor] = {}
+
+    def set(self, members: list[int], audio_of: list[int]) -> None:
+        """Say who is in it, and who hears what."""
+        self.members, self.audio_of = members, audio_of
+        self._places = {}
+
+    @property
+    def sources(self) -> list[list[int]]:
+        """Of each distinct batch of audio, who hears it: numbers in `members`."""
+        found: list[list[int]] = [[] for _ in range(max(self.audio_of) + 1)]
+        for number, source in enumerate(self.audio_of):
+            found[source].append(number)
+        return found
+
+    def chosen(self, of_all: Tensor, numbers: list[int], dim: int = 0) -> Tensor:
+        """The share of some places; all of them in their order, without a copy.
+
+        Where they are on a device is known there from the first time on: each copy of a list to a GPU waits for it.
+        """
+        if numbers == list(range(of_all.shape[dim])):
+            return of_all
+        key = tuple(numbers)
+        if key not in self._places:
+            self._places[key] = torch.tensor(numbers, device=of_all.device)
+        return of_all.index_select(dim, self._places[key])
+
+    def of_members(self, stacked: Tensor) -> Tensor:
+        """The share of those that are in it."""
+        return self.chosen(stacked, self.members)
 
 
 class Rows:
@@ -110,6 +140,7 @@ class Stack:
         scales = [0.0 if layer is None else layer.scaling[ADAPTER_NAME] for layer in layers]
         self.scale_N = torch.tensor(scales, device=base.weight.device)
         self.is_dora = [layer is not None and ADAPTER_NAME in layer.lora_magnitude_vector for layer in layers]
+        self._is_dora_N1 = torch.tensor(self.is_dora, device=base.weight.device)[:, None]
         self.dropouts = [
             0.0 if layer is None else getattr(layer.lora_dropout[ADAPTER_NAME], "p", 0.0) for layer in layers
         ]
@@ -158,15 +189,15 @@ class Stack:
         """Compute norms anew: the rows have changed."""
         self._norms = None
 
-    def gain(self, members: list[int]) -> Tensor | None:
-        """g (N, 1, O) of those trials, in float32; None: none of them is a DoRA."""
-        chosen = [self.is_dora[index] for index in members]
+    def gain(self, layout: Layout) -> Tensor | None:
+        """g (N, 1, O) of the trials that are present, in float32; None: none of them is a DoRA."""
+        chosen = [self.is_dora[index] for index in layout.members]
         if not any(chosen):
             return None
-        magnitude_NO, norm_NO = _of(self.magnitude_NO, members), _of(self._norm(), members)
+        magnitude_NO, norm_NO = layout.of_members(self.magnitude_NO), layout.of_members(self._norm())
         if not all(chosen):
             # Both: where the norm is 0, a gradient of 0 times infinity would come to the others.
-            chosen_N1 = torch.tensor(chosen, device=norm_NO.device)[:, None]
+            chosen_N1 = layout.of_members(self._is_dora_N1)
             magnitude_NO, norm_NO = (torch.where(chosen_N1, each, 1.0) for each in (magnitude_NO, norm_NO))
         return (magnitude_NO / norm_NO)[:, None]
 
@@ -221,7 +252,7 @@ class StackedLinear(nn.Module):
         """W x + s B A d(x), and the gain (N, 1, O) that it is to be multiplied with before b is added; where that is
         None, W x + s B A d(x) + b."""
         base, stack, sources, positions = self.base, self._adapted(), self._sources, x.shape[1]
-        gain_N1O = None if stack is None else stack.gain(self.layout.members)
+        gain_N1O = None if stack is None else stack.gain(self.layout)
         y_UMO = F.linear(x, base.weight, base.bias if gain_N1O is None else None)
         y_NMO = self._of_each(y_UMO.reshape(sources, -1, base.out_features))
         if stack is not None:
@@ -240,12 +271,12 @@ class StackedLinear(nn.Module):
             return Parts(base_UBPO, None, None, None)
         count, clips, positions = len(self.layout.members), len(x) // sources, x.shape[1]
         if sources == 1 and not self._drops(stack):
-            a_NRI = _of(stack.a_NRI, self.layout.members)
+            a_NRI = self.layout.of_members(stack.a_NRI)
             low_BNRP = torch.matmul(a_NRI.flatten(0, 1), x.mT).unflatten(1, (count, -1))
         else:
             low_NMR = self._low(x.reshape(sources, clips * positions, -1), clips, positions)
             low_BNRP = low_NMR.view(count, clips, positions, -1).permute(1, 0, 3, 2)
-        return Parts(base_UBPO, low_BNRP, self._scaled_b(stack), stack.gain(self.layout.members))
+        return Parts(base_UBPO, low_BNRP, self._scaled_b(stack), stack.gain(self.layout))
 
     def _adapted(self) -> Stack | None:
         """The adapters, if one of the trials that are present has one here."""
@@ -258,8 +289,7 @@ class StackedLinear(nn.Module):
         return max(self.layout.audio_of) + 1 if self.of_audio else len(self.layout.members)
 
     def _scaled_b(self, stack: Stack) -> Tensor:
-        members = self.layout.members
-        return _of(stack.b_NRO, members) * _of(stack.scale_N, members)[:, None, None]
+        return self.layout.of_members(stack.b_NRO) * self.layout.of_members(stack.scale_N)[:, None, None]
 
     def _drops(self, stack: Stack) -> bool:
         return self.layout.generators is not None and any(stack.dropouts[index] for index in self.layout.members)
@@ -268,7 +298,7 @@ class StackedLinear(nn.Module):
         """A d(x) of every trial: (N, M, R)."""
         assert self.stack is not None
         members = self.layout.members
-        a_NRI = _of(self.stack.a_NRI, members)
+        a_NRI = self.layout.of_members(self.stack.a_NRI)
         if self._drops(self.stack):
             rates = [self.stack.dropouts[index] for index in members]
             x_NMI = self._of_each(x_UMI)
@@ -285,7 +315,7 @@ class StackedLinear(nn.Module):
             return distinct
         if len(distinct) == 1:
             return distinct.expand(len(self.layout.members), -1, -1)
-        return distinct[self.layout.audio_of]
+        return self.layout.chosen(distinct, self.layout.audio_of)
 
     def _masks(self, rates: list[float], clips: int, positions: int, like: Tensor) -> Tensor:
         """What dropout multiplies each trial's input with (N, M, I): the numbers that the trial alone would draw, also
@@ -305,8 +335,3 @@ def with_gain(y: Tensor, gain_N1O: Tensor, bias_O: Tensor | None) -> Tensor:
     y_NMO = y.reshape(len(gain_N1O), -1, y.shape[-1])
     found = y_NMO * gain_N1O if bias_O is None else torch.addcmul(bias_O, y_NMO, gain_N1O)
     return found.to(y.dtype).reshape(y.shape)
-
-
-def _of(stacked: Tensor, members: list[int]) -> Tensor:
-    """The share of some trials; all of them in their order, without a copy."""
-    return stacked if members == list(range(len(stacked))) else stacked[members]

@@ -60,7 +60,7 @@ def _places(spec: JobSpec, device: torch.device) -> list[Place]:
     on_gpu = device.type == "cuda"
     found: list[Place] = []
     if on_gpu and where in ("auto", "device"):
-        found.append(DeviceMemory(device, limit))
+        found.append(DeviceMemory(device, limit, min(spec.resources.gpus_per_worker or 1.0, 1.0)))
     if where in ("auto", "host") or (where == "device" and not on_gpu):
         most, spare = share_of_memory(asked)
         found.append(Memory("in main memory", torch.device("cpu"), most, spare, pinned=on_gpu))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,9 +86,21 @@ def _encode(encoder: Any, features_BMF: Tensor) -> Tensor:
     was_training = encoder.training
     encoder.eval()
     with torch.no_grad():
-        hidden_BPD: Tensor = encoder(features_BMF).last_hidden_state
+        hidden_BPD = _in_halves(lambda some_BMF: encoder(some_BMF).last_hidden_state, features_BMF)
     encoder.train(was_training)
     return hidden_BPD
+
+
+def _in_halves(compute: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
+    """All clips at once or, where memory is short, in halves."""
+    try:
+        return compute(clips)
+    except torch.OutOfMemoryError:
+        if len(clips) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(clips) // 2
+    return torch.cat([_in_halves(compute, part) for part in (clips[:half], clips[half:])])
 
 
 def encoder_of(model: Any) -> Any:

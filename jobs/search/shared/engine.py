@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,8 +44,8 @@ Answers = dict["SharedTrainer", Any]
 _KEPT_CHUNKS = 4
 """Of held-out clips: a trial reads one chunk ahead of the one that it has before it."""
 
-_KEPT_BATCHES = 64
-"""Batches that are kept for trials that come to them a little later."""
+_KEPT_BATCHES, _KEPT_BYTES = 64, 2**29
+"""Batches that are kept for trials that come to them a little later, and what they may take with their features."""
 
 
 class SharedEngine:
@@ -64,12 +65,13 @@ class SharedEngine:
         self._step: Lockstep[Work | Listen | Validate, Any] = Lockstep(self._in_one_thread)
         # torch keeps a team of threads for each thread that computes; sixteen of them would fight over a CPU.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="step")
-        self._batches: Once[Batch] = Once(_KEPT_BATCHES)
+        self._batches: Once[Batch] = Once(_KEPT_BATCHES, _KEPT_BYTES, lambda batch: batch.features_BMF.nbytes)
         self._chunks: Once[Chunk] = Once(_KEPT_CHUNKS)
         self._held_out: Once[Batch] = Once(_KEPT_CHUNKS)
         self._outputs: dict[Origin, EncoderOutputs] = {}
         self._spec = spec
         self._choices: dict[int, Choice] = {}
+        self._room: int | None = None  # trials in a pass, where not all of them had room; till others are there
         self.audio = make_audio(spec)
         """Decoded clips, for whichever trial."""
         self.alone = threading.RLock()
@@ -121,6 +123,11 @@ class SharedEngine:
                 self._choices[clips] = estimated(of_search(passes, self._spec), self._many.device)
             return self._choices[clips]
 
+    def needed(self, passes: Passes) -> int:
+        """Bytes that the training of as many trials as there may be comes to, each like the largest of the search."""
+        memory = of_search(passes, self._spec).memory(passes.spec.training.pass_sizes[0])
+        return memory.total - memory.kept
+
     def listener(self, trainer: SharedTrainer) -> Listener | None:
         """What transcribes for a trial; None: generate(), for each trial by itself."""
         settings, whisper = trainer.spec.evaluation, self._whisper
@@ -141,7 +148,12 @@ class SharedEngine:
 
     def add(self, trainer: SharedTrainer) -> None:
         """Take its adapters in."""
-        self._step.between(lambda: self._many.add(trainer.model, trainer.adamw))
+
+        def add() -> None:
+            self._many.add(trainer.model, trainer.adamw)
+            self._room = None
+
+        self._step.between(add)
 
     def sync(self, trainer: SharedTrainer) -> None:
         """Let a trial's optimizer know what it has come to."""
@@ -149,7 +161,15 @@ class SharedEngine:
 
     def leave(self, trainer: SharedTrainer) -> None:
         """Let a trial go, if it is there."""
-        self._step.leave(trainer, lambda: self._many.remove(getattr(trainer, "model", None)))
+
+        def remove() -> None:
+            self._many.remove(getattr(trainer, "model", None))
+            self._room = None
+            if not len(self._many):  # what was read for them need not wait for the next ones
+                for read in (self._batches, self._chunks, self._held_out):
+                    read.clear()
+
+        self._step.leave(trainer, remove)
 
     def learn(self, trainer: SharedTrainer, work: Work) -> Learned:
         """The trial's share of the common step; returns its loss, its gradient's norm and its learning rate."""
@@ -173,21 +193,28 @@ class SharedEngine:
         return learned | self._judge(listens, listen) | self._judge(validates, validate)
 
     def _learn(self, wishes: dict[SharedTrainer, Work]) -> Answers:
-        """All of it at once or, where memory is short, in halves."""
+        """All of it at once or, where memory is short, in parts: from then on, as long as the same trials are there."""
         trainers = list(wishes)
+        size = min(len(trainers), self._room or len(trainers))
+        if size < len(trainers):
+            parts = [trainers[start : start + size] for start in range(0, len(trainers), size)]
+            answers = [self._learn({trainer: wishes[trainer] for trainer in part}) for part in parts]
+            return {trainer: answer for found in answers for trainer, answer in found.items()}
+        drawn = [wish.generator.get_state() for wish in wishes.values()]
         try:
             losses = self._many.gradients(list(wishes.values()), trainers[0].runtime.autocast)
         except torch.OutOfMemoryError as error:
-            if len(trainers) == 1:
-                return {trainers[0]: error}
+            failed = _held_by_nobody(error)
         else:
             return self._update(dict(zip(trainers, losses, strict=True)))
+        gc.collect()
         torch.cuda.empty_cache()
-        half = len(trainers) // 2
-        found: Answers = {}
-        for part in (trainers[:half], trainers[half:]):
-            found |= self._learn({trainer: wishes[trainer] for trainer in part})
-        return found
+        if len(trainers) == 1:
+            return {trainers[0]: failed}
+        for wish, state in zip(wishes.values(), drawn, strict=True):
+            wish.generator.set_state(state)  # dropout is that of a step which had room at once
+        self._room = (len(trainers) + 1) // 2
+        return self._learn(wishes)
 
     def _update(self, losses: dict[SharedTrainer, float]) -> Answers:
         """Have the optimizers of some trials make their step. A loss or a gradient that is no number is that trial's
@@ -199,7 +226,7 @@ class SharedEngine:
         try:
             norms = self._many.update([trainer.model for trainer in steady], self._spec.engine.max_grad_norm)
         except Exception as error:  # noqa: BLE001  # raised in the trials' own threads
-            return found | dict.fromkeys(steady, error)
+            return found | dict.fromkeys(steady, _held_by_nobody(error))
         for trainer, norm in zip(steady, norms, strict=True):
             made = _tried(trainer.updated, norm)
             found[trainer] = made if isinstance(made, BaseException) else (losses[trainer], *made)
@@ -214,7 +241,7 @@ class SharedEngine:
             with trainers[0].runtime.autocast():
                 return dict(zip(trainers, judge(self._many, list(wishes.values())), strict=True))
         except Exception as error:  # noqa: BLE001  # raised in the trials' own threads; others go on with their steps
-            return dict.fromkeys(trainers, error)
+            return dict.fromkeys(trainers, _held_by_nobody(error))
 
 
 def of_search(passes: Passes, search: JobSpec) -> Passes:
@@ -226,6 +253,11 @@ def of_search(passes: Passes, search: JobSpec) -> Passes:
     spec = largest.model_copy(update={"training": largest.training.model_copy(update=cut)})
     trainable = trained_parameters(spec, passes.dims)
     return replace(passes, spec=spec, trainable=trainable, trials=trials_together(search))
+
+
+def _held_by_nobody(error: BaseException) -> BaseException:
+    """The error of an attempt for which there was no memory, without the frames that hold what it had come to."""
+    return error.with_traceback(None) if isinstance(error, torch.OutOfMemoryError) else error
 
 
 def _tried(function: Callable[[float], Any], value: float) -> Any:

@@ -69,6 +69,8 @@ class SharedTrainer(Trainer):
         # Adapters are drawn from the process's generators, as a trial alone draws them.
         with self.engine.alone:
             super()._prepare_training()
+        if self.kept is not None:  # others may come: what one has shown is not what all of them need
+            self.kept.outputs.leave(self.engine.needed(self._passes()))
         self.engine.add(self)
 
     def _cast_base(self) -> None:
