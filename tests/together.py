@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from jobs.search.runner import TrialRun
 from jobs.search.shared.engine import SharedEngine
 from service.errors import WhisperJobsError
@@ -31,7 +33,7 @@ def run_together(
         try:
             for event in engine.events(run, lambda: stopping(index)):
                 said[index].append(event)
-        except WhisperJobsError as error:
+        except (WhisperJobsError, torch.OutOfMemoryError) as error:
             said[index].append(error)
 
     threads = [threading.Thread(target=go, args=(index,)) for index in range(len(specs))]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +87,54 @@ def test_each_trial_ends_as_it_ends_alone(spec_of: Callable[..., JobSpec], data:
             assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert result["adapter"] == alone["adapter"]
         assert_close(checkpoint(specs[index].root, steps), checkpoint(spec_of(f"alone-{index}").root, steps))
+
+
+def test_without_room_for_all_they_train_in_parts_to_the_same_end(
+    spec_of: Callable[..., JobSpec], data: Storage
+) -> None:
+    points = POINTS[:3]
+    specs = [spec_of(f"trial-{index}", **point) for index, point in enumerate(points)]
+    engine, sizes = SharedEngine(specs[0], None), []
+    inner = engine._many.gradients
+
+    def gradients(works: Any, autocast: Any) -> list[float]:
+        sizes.append(len(works))
+        losses = inner(works, autocast)  # dropout has been drawn when there is no more room
+        if len(works) > 2:
+            raise torch.OutOfMemoryError
+        return losses
+
+    engine._many.gradients = gradients  # type: ignore[method-assign]
+    said = run_together(engine, specs, data)
+
+    assert sizes[:5] == [3, 2, 1, 2, 1], "it is tried once"
+    assert sizes.count(3) <= len(points), "and again where others are there"
+    for index, point in enumerate(points):
+        alone, _ = run_engine(spec_of(f"alone-{index}", **point))
+        found = said[index][-1]["result"]["training"]["history"]
+        assert [each["loss"] for each in found] == pytest.approx(
+            [each["loss"] for each in alone["training"]["history"]], rel=1e-4
+        )
+
+
+def test_what_ran_out_of_memory_holds_none(spec_of: Callable[..., JobSpec], data: Storage) -> None:
+    spec = spec_of("trial")
+    engine, held = SharedEngine(spec, None), []
+
+    def gradients(*_: Any) -> list[float]:
+        activations = torch.zeros(10)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine._many.gradients = gradients  # type: ignore[method-assign]
+    gc.disable()
+    try:
+        ((*_, error),) = run_together(engine, [spec], data)
+        assert isinstance(error, torch.OutOfMemoryError)
+        assert held[0]() is None
+    finally:
+        gc.enable()
+    assert len(engine._batches) == 0, "nor is what was read for trials that have gone"
 
 
 def test_a_trial_that_comes_leaves_the_random_numbers_of_another_that_begins_alone(

@@ -13,7 +13,7 @@ from transformers import WhisperForConditionalGeneration
 
 from jobs.adapter import attach, trainable_parameters
 from jobs.batches import Batch, label_tokens
-from jobs.train.step import encoder_of, forward_loss
+from jobs.train.step import encoder_of, encoder_output, forward_loss
 from service.spec.training import TrainingConfig
 
 CPU = torch.device("cpu")
@@ -171,3 +171,24 @@ def test_both_attentions_give_the_same_loss(tiny: Path, batch: Batch, attention:
     default = WhisperForConditionalGeneration.from_pretrained(tiny).eval().requires_grad_(False)
     other = forward_loss(default, batch, CPU, freeze_encoder=False) / label_tokens([batch])
     assert float(loss) == pytest.approx(float(other), rel=1e-5)
+
+
+def test_without_memory_for_all_clips_the_encoder_hears_them_in_halves(tiny: Path, batch: Batch) -> None:
+    model = adapted(tiny)
+    expected = encoder_output(model, batch.features_BMF, None)
+    encoder, sizes = encoder_of(model), []
+    forward = encoder.forward
+
+    def short(features_BMF: Tensor, **options: Any) -> Any:
+        sizes.append(len(features_BMF))
+        if len(features_BMF) > 2:
+            raise torch.OutOfMemoryError
+        return forward(features_BMF, **options)
+
+    encoder.forward = short
+    torch.testing.assert_close(encoder_output(model, batch.features_BMF, None), expected, rtol=1e-5, atol=1e-5)
+    assert sizes == [5, 2, 3, 1, 2]
+    sizes.clear()
+    encoder.forward = lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError)
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder_output(model, batch.features_BMF[:1], None)

@@ -11,7 +11,7 @@ import torch
 from disks import small_disk
 from torch import Tensor
 
-from jobs.fast.places import Disk, Memory, Place, available_memory, is_in_memory
+from jobs.fast.places import DeviceMemory, Disk, Memory, Place, available_memory, is_in_memory
 from jobs.train.kept import make_outputs, origin_of
 from service.spec.job import JobSpec
 
@@ -138,3 +138,16 @@ def test_the_spec_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ke
     assert outputs.origin == origin_of(spec, {"train": str(tmp_path / "rows")}, "abc", CPU, "no")
     (tmp_path / "rows").write_text("other")
     assert outputs.origin != origin_of(spec, {"train": str(tmp_path / "rows")}, "abc", CPU, "no")
+
+
+@pytest.mark.parametrize(("share", "limit"), [(1.0, 35), (0.25, 5)])
+def test_of_a_gpu_that_is_shared_outputs_take_half_of_what_is_left_of_the_own_part(
+    monkeypatch: pytest.MonkeyPatch, share: float, limit: int
+) -> None:
+    """80 GB, of which 70 are free and 10 this process's own, which training needs."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 10)
+    memory = DeviceMemory(torch.device("cuda"), None, share)
+    memory.settle()
+    assert memory.limit == limit
