@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import get_linear_schedule_with_warmup
+from transformers import get_scheduler
 
 from jobs import distributed
 from jobs.adapter import (
@@ -61,6 +61,9 @@ from service.spec.job import JobSpec
 from service.spec.training import AUTO
 from service.spec.whisper_dims import WhisperDims
 from service.storage import Storage
+
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+"""transformers' names of `engine.lr_scheduler`."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class Trainer:
             self.parameters, lr=self.settings.lr, weight_decay=self.spec.engine.weight_decay, foreach=True
         )
         warmup = self.settings.warmup_steps(self.steps)
-        self.scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.steps)
+        self.scheduler = get_scheduler(SCHEDULES[self.spec.engine.lr_scheduler], optimizer, warmup, self.steps)
         self.first_learning_step = 2 if warmup else 1  # a warm-up begins at a learning rate of 0
         self.optimizer = self.runtime.prepare_optimizer(optimizer)
         self.ranks.seed(self.settings.seed)

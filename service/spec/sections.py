@@ -93,6 +93,10 @@ class DataConfig(Spec):
 class EngineConfig(Spec):
     """How training steps are made; defaults that few need to touch."""
 
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate goes on after the warm-up: `linear` falls in a line to 0 at the end of the training,
+    `cosine` falls in half a cosine wave to 0, `constant` stays at its peak."""
+
     max_grad_norm: Float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm where theirs is larger."""
 

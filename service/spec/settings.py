@@ -24,6 +24,7 @@ OTHER_NAMES = {
     "init_lora_weights": "lora_init",
     "learning_rate": "lr",
     "lora_rank": "lora_r",
+    "lr_scheduler_type": "lr_scheduler",
     "model": "base_model",
     "model_name": "base_model",
     "model_name_or_path": "base_model",

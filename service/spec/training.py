@@ -193,8 +193,8 @@ class TrainingConfig(Spec):
     """Peak learning rate of AdamW. LoRA and DoRA mostly want 5e-5 to 1e-3."""
 
     warmup_ratio: Float = Field(default=0.08, ge=0, lt=1)
-    """Share of all optimizer steps over which the learning rate rises linearly; it then falls linearly to 0. 0 to 0.2
-    are usual."""
+    """Share of all optimizer steps over which the learning rate rises linearly; it then goes as `engine.lr_scheduler`
+    says. 0 to 0.2 are usual."""
 
     per_dev_batch: PassSize = Field(default=2, examples=["auto"])
     """Clips per worker in one forward pass, in training. 2 fit a 24 GB GPU with whisper-medium; raise it as memory

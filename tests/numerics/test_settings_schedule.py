@@ -122,6 +122,23 @@ class TestLearningRate:
         assert first == pytest.approx(rate_of(0, 7, ratio, 0.002), rel=1e-3)
 
 
+@pytest.mark.setting("engine.lr_scheduler")
+@pytest.mark.parametrize("scheduler", ["cosine", "constant"])
+def test_after_the_warmup_the_rate_goes_as_the_scheduler_says(
+    tiny: Path, tones: Path, tmp_path: Path, scheduler: str
+) -> None:
+    settings = {"warmup_ratio": 0.25, "lr": 0.002, "lora_dropout": 0.0, "save_steps": 1}
+    run = Run(job(tiny, tones, tmp_path / "run", {"engine": {"lr_scheduler": scheduler}}, **settings))
+    warmup, steps = 2, 7
+    past = [(step - warmup) / (steps - warmup) for step in range(warmup, steps)]
+    after = [0.5 * (1 + math.cos(math.pi * share)) if scheduler == "cosine" else 1.0 for share in past]
+    expected = [0.002 * factor for factor in (0.0, 0.5, *after)]
+    assert run.steps("lr") == pytest.approx(expected)
+    for step in range(1, steps):  # AdamW's rate after a step is that of the next
+        (group,) = run.state(step)["parts"]["optimizer"]["param_groups"]
+        assert group["lr"] == pytest.approx(expected[step])
+
+
 CUTS = {"4 x 1": (4, 1), "2 x 2": (2, 2), "1 x 4": (1, 4)}
 """per_dev_batch and grad_accum."""
 
