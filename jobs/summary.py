@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +19,8 @@ from service import artifacts
 from service.report.paired import in_words
 from service.spec.export import HF
 from service.storage import Storage
+
+_PROGRAM = "whisper-jobs"
 
 _EXPORTS_WIDTH = 110
 """Columns of the exports' table, also where the terminal has fewer: numbers that are cut say nothing."""
@@ -33,7 +38,21 @@ def print_summary(root: Storage, metrics: dict[str, Any]) -> None:
     console.print()
     for label, text in _facts(root, metrics):
         console.print(f"  {label:<10} {escape(text)}")
-    console.print(f"\n  Check it at any time: whisper-jobs verify {escape(root.path())}")
+    console.print(f"\n  Check it at any time: {escape(_command('verify', root))}")
+
+
+def _command(name: str, root: Storage) -> str:
+    """A command on a root, as it works in the shell in which the job was started.
+
+    `make demo` installs whisper-jobs into an environment that is not activated: it is not on PATH then, and named by
+    the place where it is.
+    """
+    program = Path(sys.executable).with_name(_PROGRAM)
+    if shutil.which(_PROGRAM) or not program.exists():
+        return shlex.join([_PROGRAM, name, root.path()])
+    here = Path.cwd()
+    shown = program.relative_to(here) if program.is_relative_to(here) else program
+    return shlex.join([str(shown), name, root.path()])
 
 
 def _verdict(metrics: dict[str, Any]) -> str:
@@ -98,7 +117,7 @@ def _facts(root: Storage, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("guard", summary_fact(guarded)))
     if search := metrics.get("search"):
         facts.append(("search", search["verdict"]))
-        facts.append(("trials", f"whisper-jobs trials {shlex.quote(root.path())}"))
+        facts.append(("trials", _command("trials", root)))
     if root.exists(artifacts.REPORT):
         facts.append(("report", f"{root.path(artifacts.REPORT)}  (for a browser)"))
     facts.append(("results", root.path(artifacts.METRICS)))

@@ -82,7 +82,8 @@ def check_exports(formats: list[str]) -> None:
         lacking = ", ".join(package for packages in missing.values() for package in packages)
         raise InfeasibleError(
             f"export.formats: this machine has no {lacking}, which the formats need: "
-            f"pip install 'whisper-jobs[{','.join(missing)}]' where the job runs, or leave the formats out"
+            f'pip install ".[{",".join(missing)}]" in the checkout of whisper-jobs where the job runs, '
+            "or leave the formats out"
         )
 
 

@@ -70,7 +70,8 @@ def require_jobs_extra() -> None:
     if missing:
         raise InfeasibleError(
             f"this machine has no {', '.join(missing)}, which a job needs: "
-            'pip install "whisper-jobs[jobs]" (the README says how to choose the CPU or CUDA build of torch)'
+            'pip install ".[jobs]" in the checkout of whisper-jobs '
+            "(the README says how to choose the CPU or CUDA build of torch)"
         )
 
 

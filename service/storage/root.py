@@ -43,7 +43,8 @@ class Storage:
             fs, self._root = fsspec.url_to_fs(self.uri)
         except (ValueError, ImportError) as error:
             extra = EXTRAS.get(self.uri.split("://")[0])
-            way_out = f'pip install "whisper-jobs[{extra}]"' if extra else "give a local path, s3:// or gs://"
+            install = f'pip install ".[{extra}]" in the checkout of whisper-jobs'
+            way_out = install if extra else "give a local path, s3:// or gs://"
             raise InputError(f"storage {uri!r}: {error}; {way_out}") from error
         self._protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
         self._fs = fs

@@ -69,7 +69,7 @@ def test_a_signal_is_passed_on_once_and_the_child_is_waited_for(number):
 def test_a_machine_without_the_extra_says_how_to_install_it(folder, monkeypatch):
     monkeypatch.setattr("service.local.NEEDED", (*NEEDED, "no_such_package"))
 
-    with pytest.raises(InfeasibleError, match=r'no_such_package.*pip install "whisper-jobs\[jobs\]"'):
+    with pytest.raises(InfeasibleError, match=r'no_such_package.*pip install "\.\[jobs\]" in the checkout'):
         require_jobs_extra()
     result = CliRunner().invoke(cli, ["run", "--train-csv", "train.csv", "--val-csv", "val.csv"])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,7 @@ def test_brackets_in_a_path_are_shown_as_they_are(tmp_path: Path, capsys: pytest
     screen.show("stage", stage="evaluate", status="started", text="transcribing with /data/[old]/[/new]")
     assert screen.lines == ["evaluate  transcribing with /data/[old]/[/new]"]
     print_summary(Storage(f"{tmp_path}/[old]/[/new]"), {"job_id": "tiny-12345678", "model": RATES | COUNTS | LANGUAGES})
-    assert f"whisper-jobs verify {tmp_path}/[old]/[/new]" in capsys.readouterr().out
+    assert f"verify '{tmp_path}/[old]/[/new]'" in capsys.readouterr().out
 
 
 def metrics(**changes: Any) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def test_the_summary_holds_rates_proofs_times_and_places(capsys: pytest.CaptureF
         "/runs/one/adapter  (all 32 adapted modules changed)",
         "logits within 2e-06 of the adapter's; PEFT's own weights to the last bit; 100.0%",
         "1:16  (prepare 0:01, train 1:15)",
-        "whisper-jobs verify /runs/one",
+        "whisper-jobs verify /runs/one\n",
     ):
         assert expected in text
     rows = [line.split() for line in text.splitlines()]
@@ -144,6 +146,35 @@ def test_of_a_checkpoint_without_an_adapter_nothing_is_said_of_one(capsys: pytes
     text = capsys.readouterr().out
     assert "(100.0% of the transcripts identical)" in text
     assert "PEFT" not in text
+
+
+@pytest.mark.parametrize(
+    ("folder", "shown"), [("", ".venv/bin/whisper-jobs"), ("elsewhere", "{}/.venv/bin/whisper-jobs")]
+)
+def test_the_last_line_works_as_it_is_printed_where_the_command_is_not_on_the_path(
+    folder: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands, here = tmp_path / ".venv/bin", tmp_path / folder
+    commands.mkdir(parents=True)
+    here.mkdir(exist_ok=True)
+    for name in ("whisper-jobs", "python"):
+        (commands / name).write_text("#!/bin/sh\necho ran $0 $@\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(commands / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.chdir(here)
+
+    print_summary(Storage("runs/my run"), metrics())
+
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("  Check it at any time: ")
+    root = f"{here}/runs/my run"
+    assert line == f"{shown.format(tmp_path)} verify '{root}'"
+    ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"ran {shown.format(tmp_path)} verify {root}\n"
+
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    print_summary(Storage("runs/my run"), metrics())
+    assert capsys.readouterr().out.endswith(f" whisper-jobs verify '{root}'\n")
 
 
 def test_a_model_that_is_no_better_is_said_to_be_none(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ def test_a_missing_library_is_named_with_its_extra_before_the_training(monkeypat
     with pytest.raises(InfeasibleError) as caught:
         tasks.check_exports(["hf", "ggml-f16", "ctranslate2-int8", "openai"])
     assert "faster_whisper, whisper" in str(caught.value)
-    assert "pip install 'whisper-jobs[ctranslate2,openai]'" in str(caught.value)
+    assert 'pip install ".[ctranslate2,openai]" in the checkout' in str(caught.value)
     tasks.check_exports(["hf", "ggml-f16"])
 
 

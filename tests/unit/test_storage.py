@@ -214,5 +214,5 @@ def test_a_protocol_whose_driver_is_missing_is_refused(monkeypatch: pytest.Monke
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "url_to_fs", no_driver)
-    with pytest.raises(InputError, match=r"Install s3fs.*whisper-jobs\[s3\]"):
+    with pytest.raises(InputError, match=r'Install s3fs.*pip install "\.\[s3\]" in the checkout'):
         Storage("s3://bucket/x")
