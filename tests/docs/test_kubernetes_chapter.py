@@ -1,4 +1,4 @@
-"""The README's Kubernetes chapter, each command as far as it can be checked without a cluster."""
+"""docs/kubernetes.md, each command as far as it can be checked without a cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.cli.main import cli
 from service.kubernetes import check
 
 ROOT = Path(__file__).parents[2]
-CHAPTER = (ROOT / "README.md").read_text().split("## On Kubernetes\n")[1].split("\n## ")[0]
+CHAPTER = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
 LINES = [
     line.split("   # ")[0].strip()
     for block in re.findall(r"```bash\n(.*?)```", CHAPTER, re.DOTALL)

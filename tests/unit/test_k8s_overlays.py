@@ -24,7 +24,7 @@ BUILDS = ["base", *sorted(f"overlays/{path.name}" for path in (ROOT / "k8s/overl
 EXAMPLES = sorted((ROOT / "k8s/examples").glob("*.yaml"))
 
 SECRETS = {"whisper-jobs-token", "whisper-jobs-storage", "whisper-jobs-redis", "whisper-jobs-hub"}
-"""Made by hand, as the README says."""
+"""Made by hand, as docs/kubernetes.md says."""
 
 needs_kubectl = pytest.mark.skipif(
     not shutil.which("kubectl"), reason="there is no kubectl, whose kustomize builds overlays"
@@ -87,7 +87,7 @@ def test_a_rendered_example_is_valid(path: Path) -> None:
 def test_all_that_is_referred_to_is_there_or_is_made_by_hand(name: str) -> None:
     manifests = build(name)
     accounts = {one["metadata"]["name"] for one in of_kind(manifests, "ServiceAccount")}
-    readme = (ROOT / "README.md").read_text()
+    chapter = (ROOT / "docs/kubernetes.md").read_text()
 
     for manifest in manifests:
         text = yaml.safe_dump(manifest)
@@ -101,7 +101,7 @@ def test_all_that_is_referred_to_is_there_or_is_made_by_hand(name: str) -> None:
             assert manifest["metadata"]["namespace"] == "whisper-jobs"
     assert not of_kind(manifests, "Secret")
     for secret in SECRETS:
-        assert f"create secret generic {secret}" in readme
+        assert f"create secret generic {secret}" in chapter
 
 
 @needs_kubectl
@@ -322,9 +322,10 @@ def test_the_store_of_the_smoke_overlay_is_that_of_compose() -> None:
     assert found[0] == found[1]
 
 
-def test_the_version_in_the_manifests_and_the_readme_is_ours() -> None:
+def test_the_version_in_the_manifests_and_the_documents_is_ours() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    texts = [path.read_text() for path in (ROOT / "k8s").rglob("*.yaml")] + [(ROOT / "README.md").read_text()]
+    places = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "k8s").rglob("*.yaml")]
+    texts = [path.read_text() for path in places]
 
     found = {one for text in texts for one in re.findall(r"(?:whisper-jobs:|newTag: )([\d.]+)-c", text)}
 

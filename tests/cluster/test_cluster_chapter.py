@@ -1,4 +1,4 @@
-"""The README's cluster chapter by its letter: machines with networks of their own, a token, an S3 server."""
+"""docs/cluster.md by its letter: machines with networks of their own, a token, an S3 server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from relay import Relay
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 ROOT = Path(__file__).parents[2]
-CHAPTER = (ROOT / "README.md").read_text().split("## On a Ray cluster\n")[1].split("\n## ")[0]
+CHAPTER = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
 CLUSTER, LAPTOP = re.findall(r"```bash\n(.*?)```", CHAPTER, re.DOTALL)
 ON_HEAD, ON_WORKERS = CLUSTER.removeprefix("# on the head\n").split("# on each worker node, with the same exports\n")
 EXPORTS = [line for line in ON_HEAD.splitlines() if line.startswith("export ")]
