@@ -17,6 +17,7 @@ FOR_JOBS = (
     "service.spec",
     "service.errors",
     "service.artifacts",
+    "service.activations",
     "service.memory",
     "service.plan",
     "service.storage",
