@@ -139,9 +139,10 @@ def decode(model: Any, audio_BPD: Tensor, prompts_BT: Tensor, rules: Rules, *, m
         at += tokens_RT.shape[1]
         # The same for logits in half precision: generate() compares them in float32.
         logits_RV = head(decoder.layer_norm(hidden_RTD[:, -1:]))[:, 0].float()
-        logits_RV[:, rules.suppressed] = -torch.inf
+        # Not `logits[:, tokens] = -inf`: for that torch copies the number to a GPU, and waits for it, at each token.
+        logits_RV.index_fill_(1, rules.suppressed, -torch.inf)
         if step == 0:
-            logits_RV[:, rules.suppressed_first] = -torch.inf
+            logits_RV.index_fill_(1, rules.suppressed_first, -torch.inf)
         next_R = torch.where(rows.ended_R, rules.end, logits_RV.argmax(-1))
         chosen_RT[rows.of_R, step] = next_R
         rows.ended_R |= next_R == rules.end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from engine import fill_adapters
 from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
+from waits import DEVICE, Waits
 
 from jobs.adapter import attach, lora_layers
 from jobs.fast.dora import speed_up
 from jobs.fast.fold import folded, folded_weight
-from jobs.fast.greedy import NEUTRAL, Rules, decode, why_not
+from jobs.fast.greedy import NEUTRAL, SYNC_STEPS, Rules, decode, why_not
 from jobs.model import whisper_of
 from jobs.transcribe import Generate, Greedy, transcribe
 from service.spec.sections import EvaluationConfig
@@ -106,6 +108,20 @@ def test_suppressed_tokens_are_not_said(model: Any, processor: Any) -> None:
     assert not set(model.generation_config.suppress_tokens) & {token for text in after for token in text}
     assert not set(model.generation_config.begin_suppress_tokens) & {text[0] for text in after}
     assert after == generated(model, audio_BPD, ["en", "es"], 12)
+
+
+@pytest.mark.parametrize("most", [SYNC_STEPS - 1, 3 * SYNC_STEPS])
+def test_a_gpu_is_waited_for_only_where_it_is_seen_which_texts_have_ended(model: Any, most: int) -> None:
+    model.generation_config.suppress_tokens, model.generation_config.begin_suppress_tokens = [1, 2], [3]
+    model.to(DEVICE)
+    audio_BPD = audio_of(model, 2).to(DEVICE)
+    with torch.no_grad(), Waits() as waits:
+        texts = decode(model, audio_BPD, torch.zeros(2, 4, dtype=torch.long, device=DEVICE), Rules.of(model, most))
+    assert [len(text) for text in texts] == [most] * 2
+    places = Counter(each.partition(", for ")[2] for each in waits.found)
+    looks = {place: count for place, count in places.items() if "at_work_B" in place}
+    assert set(looks.values()) <= {most // SYNC_STEPS}
+    assert len(places.keys() - looks.keys()) == 1, f"one more, to read the texts: {places}"
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"lora_rank_pattern": {"fc1": 7}}])
