@@ -105,29 +105,32 @@ class Augmenter:
         settings = self._settings
         if not settings.mask_time_prob and not settings.mask_feature_prob:
             return
-        _, bins, frames = features_BMF.shape
-        for features_MF, length, row in zip(features_BMF, lengths, rows, strict=True):
+        clips, bins, frames = features_BMF.shape
+        device = features_BMF.device
+        # All masks of the batch go to a GPU in one copy, which nobody waits for.
+        masked = torch.zeros(clips, frames + bins, dtype=torch.bool, pin_memory=device.type == "cuda")
+        for masked_X, length, row in zip(masked.numpy(), lengths, rows, strict=True):
             random = np.random.RandomState(self._random(_MASK, epoch, row).integers(2**32, dtype=np.uint32))
             if settings.mask_time_prob:
                 heard_1F = torch.arange(frames)[None] < max(1, min(frames, -(-length // HOP)))
-                masked_1F = mask_indices(
+                masked_X[:frames] = mask_indices(
                     random,
                     (1, frames),
                     mask_prob=settings.mask_time_prob,
                     mask_length=min(settings.mask_time_length, frames),
                     attention_mask=heard_1F,
                     min_masks=settings.mask_time_min_masks,
-                )
-                features_MF[:, torch.from_numpy(masked_1F[0])] = 0
+                )[0]
             if settings.mask_feature_prob:
-                masked_1M = mask_indices(
+                masked_X[frames:] = mask_indices(
                     random,
                     (1, bins),
                     mask_prob=settings.mask_feature_prob,
                     mask_length=min(settings.mask_feature_length, bins),
                     min_masks=settings.mask_feature_min_masks,
-                )
-                features_MF[torch.from_numpy(masked_1M[0])] = 0
+                )[0]
+        times_BF, bins_BM = masked.to(device, non_blocking=True).split([frames, bins], dim=1)
+        features_BMF.masked_fill_(times_BF[:, None] | bins_BM[:, :, None], 0)
 
 
 def change_speed(samples_S: NDArray[np.float32], speed: float) -> NDArray[np.float32]:

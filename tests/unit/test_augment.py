@@ -12,6 +12,7 @@ import soundfile
 import torch
 from engine import tone
 from transformers import WhisperConfig, WhisperModel
+from waits import DEVICE, Waits
 
 from jobs.augment import Augmenter, add_noise, change_speed, change_volume, mask_indices
 from jobs.batches import Loader, Schedule
@@ -131,6 +132,27 @@ def test_masks_lie_in_what_is_heard_and_leave_numpys_own_state_alone() -> None:
         assert torch.equal(features, masked(row))
         assert float(features[..., 100:].min()) == 1
         assert 0.02 < 1 - float(features[..., :100].mean()) < 0.5
+
+
+def test_a_batch_is_masked_as_each_clip_alone() -> None:
+    augmenter, lengths, rows = Augmenter(ALL, 1), [16_000, 480_000, 200_000], [5, 0, 7]
+    together = torch.ones(3, 80, 3000)
+    augmenter.mask(together, lengths, 2, rows)
+    for features_MF, length, row in zip(together, lengths, rows, strict=True):
+        alone = torch.ones(1, 80, 3000)
+        augmenter.mask(alone, [length], 2, [row])
+        assert torch.equal(features_MF, alone[0])
+        bins_M, times_F = features_MF.amax(1) == 0, features_MF.amax(0) == 0
+        assert bins_M.any() and times_F.any() and not (bins_M.all() or times_F.all())
+        assert torch.equal(features_MF == 0, bins_M[:, None] | times_F[None])
+
+
+@pytest.mark.parametrize("settings", [ALL, AugmentConfig(mask_time_prob=0.1), AugmentConfig(mask_feature_prob=0.1)])
+def test_masks_on_a_gpu_wait_for_nothing(settings: AugmentConfig) -> None:
+    features_BMF = torch.empty(4, 80, 3000, device=DEVICE)
+    with Waits() as waits:
+        Augmenter(settings, 1).mask(features_BMF, [16_000] * 4, 0, [0, 1, 2, 3])
+    assert waits.found == []
 
 
 @pytest.mark.parametrize("length", [0, 1, 50, 161])
