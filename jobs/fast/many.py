@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from jobs.adapter import base_name, lora_layers
 from jobs.batches import Batch
+from jobs.fast.causal_mask import plain_rows
 from jobs.fast.cross_attention import CrossAttention
 from jobs.fast.greedy import Rules, decode
 from jobs.fast.many_adamw import Learner, ManyAdamW
@@ -251,9 +252,10 @@ class ManyAdapters:
 
     def _decoded(self, inputs: Tensor, audio: Tensor) -> Tensor:
         """The decoder's output (N * B, T, D) in the present layout."""
-        found: Tensor = self._model.model.decoder(
-            input_ids=inputs.to(self.device), encoder_hidden_states=audio, use_cache=False
-        ).last_hidden_state
+        with plain_rows():
+            found: Tensor = self._model.model.decoder(
+                input_ids=inputs.to(self.device), encoder_hidden_states=audio, use_cache=False
+            ).last_hidden_state
         return found
 
     def _pass(self, group: list[tuple[Work, Batch]], autocast: Callable[[], Any]) -> list[Tensor]:

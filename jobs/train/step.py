@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jobs.batches import Batch
+from jobs.fast.causal_mask import plain_rows
 from jobs.fast.encoder_outputs import Encode, Heard
 from jobs.fast.loss import is_plain_head, token_losses
 from jobs.model import whisper_of
@@ -41,9 +42,11 @@ def forward_loss(
     inputs_BT = batch.inputs_BT.to(device, non_blocking=True)
     whisper = whisper_of(model)
     if fast_loss and is_plain_head(whisper.proj_out):
-        hidden_BTD = whisper.model(**heard, decoder_input_ids=inputs_BT, use_cache=False).last_hidden_state
+        with plain_rows():
+            hidden_BTD = whisper.model(**heard, decoder_input_ids=inputs_BT, use_cache=False).last_hidden_state
         return labelled_losses(hidden_BTD, whisper.proj_out.weight, batch.labels_BT).sum()
-    logits_BTV = model(**heard, decoder_input_ids=inputs_BT, use_cache=False).logits
+    with plain_rows():
+        logits_BTV = model(**heard, decoder_input_ids=inputs_BT, use_cache=False).logits
     labels_BT = batch.labels_BT.to(device, non_blocking=True)
     return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
 
