@@ -15,6 +15,7 @@ from transformers import WhisperForConditionalGeneration
 from jobs.audio import read_audio
 from jobs.evaluate import evaluate
 from jobs.manifest.rows import read_rows
+from jobs.score import Scorer
 from jobs.transcribe import generation_arguments, shard, transcribe
 from service.errors import ManifestError
 from service.spec.sections import EvaluationConfig
@@ -146,8 +147,9 @@ def test_evaluating_scores_every_row_in_the_order_of_the_split(
     model: Any, processor: Any, rows: Rows, alone: dict[int, str]
 ) -> None:
     seen: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"scorer": Scorer(processor.tokenizer.english_spelling_normalizer), "multilingual": True}
     utterances, summary = evaluate(
-        model, processor, rows, SETTINGS, multilingual=True, progress=lambda *done: seen.append(done)
+        model, processor, rows, SETTINGS, **options, progress=lambda *done: seen.append(done)
     )
     assert [utterance.path for utterance in utterances] == rows["path"]
     assert [utterance.hypothesis for utterance in utterances] == list(alone.values())
@@ -156,7 +158,7 @@ def test_evaluating_scores_every_row_in_the_order_of_the_split(
     assert 0 < summary["wer"] < 1.5
     assert sorted(summary["languages"]) == ["en", "es"]
     assert seen[-1] == (10, 10)
-    _, without = evaluate(model, processor, rows, SETTINGS, multilingual=True, bootstrap=0)
+    _, without = evaluate(model, processor, rows, SETTINGS, **options, bootstrap=0)
     assert "wer_interval" in summary
     assert "wer_interval" not in without
 
