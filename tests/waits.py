@@ -57,3 +57,21 @@ class Waits(TorchDispatchMode):
     def _note(self, what: str) -> None:
         ours = [each for each in traceback.extract_stack() if each.filename.startswith(_JOBS)]
         self.found.append(f"{what}, for {Path(ours[-1].filename).name}: {ours[-1].line}" if ours else what)
+
+
+class MatrixCasts(TorchDispatchMode):
+    """Counts casts of matrices from float32; activations have more dimensions.
+
+    Attributes:
+        count: how many there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        to = (kwargs or {}).get("dtype")
+        if func.overloadpacket.__name__ == "_to_copy" and args[0].dim() == 2 and args[0].dtype == torch.float32:
+            self.count += to in (torch.bfloat16, torch.float16)
+        return func(*args, **(kwargs or {}))

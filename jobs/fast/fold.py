@@ -5,47 +5,53 @@ the base is not touched: each adapted layer computes with a weight of its own me
 
     W' = g * (W + s B A),  g = 1 or, with DoRA, m / ||W + s B A||
 
-and takes as much memory as the adapted weights of the base.
+and takes as much memory as the adapted weights of the base or, in mixed precision, half of that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from jobs.adapter import ADAPTER_NAME, lora_layers
 from jobs.fast.dora import row_norms, row_squares
+from jobs.fast.held import autocast_dtype, computes_with, is_cast
 from jobs.fast.plain import is_dora, is_in_use, is_plain
+from jobs.model import whisper_of
 
 
 @contextlib.contextmanager
 def folded(model: Any) -> Iterator[None]:
     """Have the adapted linear layers of a model compute with folded weights; for inference alone.
 
-    Layers of other kinds, adapters that are merged or disabled, and biases that are trained stay PEFT's.
+    Layers of other kinds, adapters that are merged or disabled, and biases that are trained stay PEFT's. Under
+    autocast the folded weights, all other matrices of the decoder and the output head are held in its precision.
 
     Args:
-        model: a PeftModel; of any other nothing changes.
+        model: a Whisper model or a PeftModel around one. Without adapters and autocast nothing changes.
     """
-    before: list[tuple[Any, Any]] = []
-    try:
+    dtype = autocast_dtype(model)
+    done: set[nn.Module] = set()
+    with contextlib.ExitStack() as layers:
         for _, layer in lora_layers(model):
             if is_plain(layer) and is_in_use(layer):
-                before.append((layer, layer.__dict__.get("forward")))
-                base = layer.get_base_layer()
-                layer.forward = functools.partial(F.linear, weight=folded_weight(layer), bias=base.bias)
+                layers.enter_context(computes_with(layer, folded_weight(layer), layer.get_base_layer().bias, dtype))
+                done.update(layer.modules())
+        for layer in _of_each_token(model):
+            if layer not in done and is_cast(layer, dtype):
+                layers.enter_context(computes_with(layer, layer.weight, layer.bias, dtype))
         yield
-    finally:
-        for layer, forward in before:
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
+
+
+def _of_each_token(model: Any) -> Iterator[Any]:
+    """The modules that compute anew for each token."""
+    whisper = whisper_of(model)
+    yield from whisper.model.decoder.modules()
+    yield from whisper.proj_out.modules()
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from jobs.batches import Batch
 from jobs.fast.causal_mask import plain_rows
 from jobs.fast.cross_attention import CrossAttention
 from jobs.fast.greedy import Rules, decode
+from jobs.fast.held import autocast_dtype, computes_with, is_cast, with_cast_matrix
 from jobs.fast.many_adamw import Learner, ManyAdamW
 from jobs.fast.stack import Layout, Rows, Stack, StackedLinear
 from jobs.tokens import IGNORE
@@ -202,6 +203,22 @@ class ManyAdapters:
         for stack in self._stacks:
             stack.forget()
         return norms
+
+    @contextlib.contextmanager
+    def held_for_decoding(self) -> Iterator[None]:
+        """Hold the decoder's matrices as autocast multiplies them, for several calls of `decode` under it."""
+        dtype, head = autocast_dtype(self._base), self._model.proj_out
+        # Before: the stacks keep the bases as they are, since norms are made of them.
+        self._stack()
+        with contextlib.ExitStack() as held:
+            if dtype is not None:
+                for place in self._places.values():
+                    if is_cast(place.base, dtype):
+                        held.callback(setattr, place, "base", place.base)
+                        place.base = with_cast_matrix(place.base, dtype)
+                if is_cast(head, dtype):
+                    held.enter_context(computes_with(head, head.weight, head.bias, dtype))
+            yield
 
     @torch.no_grad()
     def decode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from engine import fill_adapters
 from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
-from waits import DEVICE, Waits
+from waits import DEVICE, MatrixCasts, Waits
 
 from jobs.adapter import attach, lora_layers
+from jobs.fast.base_dtype import matrices
 from jobs.fast.dora import speed_up
 from jobs.fast.fold import folded, folded_weight
 from jobs.fast.greedy import NEUTRAL, SYNC_STEPS, Rules, decode, why_not
@@ -214,3 +216,45 @@ def test_under_autocast_logits_are_those_of_the_model(model: Any, processor: Any
             same += sum(a == b for a, b in zip(logits_TV.argmax(-1).tolist(), text, strict=True))
             total += len(text)
     assert total == 60 and same >= 57
+
+
+@pytest.mark.parametrize("kind", ["base", "lora", "dora", "cast"])
+def test_under_autocast_matrices_are_cast_once_and_texts_and_logits_are_the_same_to_the_bit(
+    model: Any, processor: Any, kind: str
+) -> None:
+    """cast: as in a training, where the base's own matrices are held in bfloat16."""
+    if kind != "base":
+        settings = {"use_dora": True} if kind == "dora" else {"lora_target_modules": ["q_proj", "v_proj"]}
+        model = adapted(model, **settings)
+    if kind == "cast":
+        for module in matrices(model):
+            module.to(torch.bfloat16)
+    audio_BPD, whisper, logits = audio_of(model), whisper_of(model), []
+    whisper.proj_out.register_forward_hook(lambda module, given, output: logits.append(output))
+    given = (model, audio_BPD, prompts(processor, LANGUAGES), Rules.of(model, 12))
+    with torch.no_grad(), folded(model), torch.autocast("cpu", torch.bfloat16):
+        expected = decode(*given)  # folded outside of autocast: nothing is held in its precision
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), folded(model), MatrixCasts() as casts:
+        found = decode(*given)
+        held = [weakref.ref(vars(each)["forward"].keywords["weight"]) for each in _held(whisper)]
+    assert casts.count == 0
+    assert found == expected
+    assert len(logits) == 24 and all(torch.equal(logits[step], logits[step + 12]) for step in range(12))
+    assert len(held) == (9 if kind == "cast" else 21), "all matrices, or folded ones and the head"
+    assert all(each() is None for each in held if each() is not whisper.proj_out.weight)
+    assert _held(whisper) == []
+
+
+def test_without_autocast_nothing_is_held_but_folded_weights(model: Any) -> None:
+    with folded(model):
+        assert _held(model) == []
+    wrapped = adapted(model)
+    with folded(wrapped):
+        folds = _held(whisper_of(wrapped))
+        assert folds == [layer for name, layer in lora_layers(wrapped) if ".decoder." in name]
+        assert {vars(each)["forward"].keywords["weight"].dtype for each in folds} == {torch.float32}
+
+
+def _held(whisper: Any) -> list[Any]:
+    """What computes with a weight that is not the model's own, in the decoder and behind it."""
+    return [each for each in (*whisper.model.decoder.modules(), whisper.proj_out) if "forward" in vars(each)]

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from engine import fill_adapters, job, keeping, run_engine
 from together import run_together
+from waits import MatrixCasts
 
 from jobs.adapter import attach
 from jobs.batches import Features, Loader
@@ -97,6 +98,58 @@ def test_each_trial_says_what_it_says_alone(
     found = listen(many, [Listen(models[place], chunk, prompts, rules) for place in order])
 
     assert found == [alone[place] for place in order]
+
+
+def test_under_autocast_the_bases_matrices_are_cast_once_for_all_trials(whisper: Any, chunk: Chunk) -> None:
+    many, logits = ManyAdapters(whisper.model), []
+    models = trials(many)
+    prompts = Prompts(whisper.model, whisper.processor, multilingual=True)(chunk.languages)
+    rules = Rules.of(whisper.model, 9)
+    for model in models:
+        many.add(model)
+    many._model.proj_out.register_forward_hook(lambda module, given, output: logits.append(output))
+    before = {name: (place, place.base) for name, place in many._places.items()}
+    wide = 2 * len(many._places) // 3
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        audio_BPD = many.hear(chunk)
+        with MatrixCasts() as each_time:
+            expected = many.decode(models, audio_BPD, prompts, rules)
+        # Added again: norms are to be made anew, of what is in float32.
+        for model in models:
+            many.remove(model)
+        for model in models:
+            many.add(model)
+        with many.held_for_decoding(), MatrixCasts() as once:
+            found = many.decode(models, audio_BPD, prompts, rules)
+    assert found == expected
+    assert len(logits) == 18 and all(torch.equal(logits[step], logits[step + 9]) for step in range(9))
+    assert each_time.count - once.count >= 9 * (1 + wide)
+    assert all(place.base is base for place, base in before.values())
+    assert all(stack.base.weight.dtype == torch.float32 for stack in many._stacks)
+    assert "forward" not in vars(many._model.proj_out)
+    with many.held_for_decoding():
+        assert all(place.base is base for place, base in before.values()), "there is no autocast"
+
+
+def test_what_trials_say_together_is_decoded_with_matrices_that_are_held(
+    whisper: Any, chunk: Chunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = ManyAdapters(whisper.model)
+    models = trials(many)
+    prompts, dtypes = Prompts(whisper.model, whisper.processor, multilingual=True)(chunk.languages), set()
+    for model in models:
+        many.add(model)
+    inner = many.decode
+
+    def decoded(*given: Any) -> Any:
+        dtypes.update(place.base.weight.dtype for place in many._places.values())
+        return inner(*given)
+
+    monkeypatch.setattr(many, "decode", decoded)
+    with torch.autocast("cpu", torch.bfloat16):
+        listen(many, [Listen(model, chunk, prompts, Rules.of(whisper.model, 5)) for model in models])
+    assert dtypes == {torch.bfloat16}
+    assert {place.base.weight.dtype for place in many._places.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("at_once", [5, 2, 1])

@@ -72,7 +72,7 @@ def _of_chunk(many: ManyAdapters, wishes: list[Listen]) -> list[Tokens]:
     """For trials that have the very same clips."""
     first, models = wishes[0], [wish.model for wish in wishes]
     # No inference mode: what a layer computes of its adapters here serves the next training step as well.
-    with torch.no_grad():
+    with torch.no_grad(), many.held_for_decoding():
         audio_BPD = many.hear(first.chunk)
 
         def compute(some: list[Any], clips: slice) -> list[Tokens]:
