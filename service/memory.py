@@ -15,8 +15,9 @@ Training = base + adapter + activations + loss + kept:
 
 Trials that train together have one base in float32, and each of them its adapter and its activations in the decoder.
 
-Evaluation = base + weights with adapters folded in (4 bytes each) + keys and values of the decoder's cache and the
-encoder's working set, for a batch with beams.
+Evaluation = base + weights with adapters folded in (4 bytes each; in mixed precision 2, and so for all other matrices
+of the decoder and its head) + keys and values of the decoder's cache and the encoder's working set, for a batch with
+beams.
 
 Host = what is kept in main memory as `data.keep_audio_gb` and `engine.keep_encoder_gb` say, as far as there are clips
 for it. By default a part of what is free is taken, and given back where it is short: that is not counted.
@@ -263,7 +264,20 @@ def evaluation_memory(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedMod
     mel = 2 * dims.max_source_positions * (dims.num_mel_bins + 2 * dims.d_model) * 4
     return Evaluation(
         base=4 * total_parameters(dims),
-        folded=4 * sum(module.in_features * module.out_features for module in adapted) if is_folded(spec) else 0,
+        folded=_folded(spec, dims, adapted),
         cache=settings.batch_size * settings.num_beams * per_clip,
         encoder=settings.batch_size * max(working, mel),
     )
+
+
+def _folded(spec: JobSpec, dims: WhisperDims, adapted: list[AdaptedModule]) -> int:
+    """Bytes of the weights that a model is scored with beside its own; jobs/fast/fold.py makes them."""
+    if not is_folded(spec):
+        return 0
+    found = {module.name: module.in_features * module.out_features for module in adapted}
+    if not is_half(spec):
+        return 4 * sum(found.values())
+    for module in modules(dims):
+        if module.kind == "linear" and (module.name == HEAD or module.name.startswith("model.decoder.")):
+            found[module.name] = module.in_features * module.out_features
+    return 2 * sum(found.values())

@@ -10,9 +10,10 @@ from jobs.adapter import attach, trainable_parameters
 from jobs.batches import Batch
 from jobs.fast.adapters import speed_up
 from jobs.fast.base_dtype import cast_base
+from jobs.fast.fold import folded
 from jobs.fast.many import ManyAdapters, Work
 from jobs.train.step import forward_loss
-from service.memory import WINDOW_BYTES, host_memory, training_memory
+from service.memory import WINDOW_BYTES, evaluation_memory, host_memory, training_memory
 from service.plan import make_plan
 from service.spec.job import JobSpec
 from service.spec.targets import adapted_modules
@@ -185,6 +186,20 @@ def test_trials_that_train_together_are_estimated_within_a_quarter_of_what_autog
     assert estimate.activations + estimate.base - lying(base) == pytest.approx(watch.most, rel=1 / 4)
     trainable = sum(parameter.nbytes for model in models for _, parameter in trainable_parameters(model))
     assert estimate.adapter == 4 * trainable, "weight, gradient, and two moments"
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("training", [{}, {"use_dora": True}, {"lora_target_modules": ["q_proj", "v_proj"]}], ids=str)
+def test_the_weights_that_a_model_is_scored_with_are_counted(training, half):
+    spec = spec_of(training, half=half)
+    model, _ = attach(model_of(), spec.training)  # as one that is read anew: all in float32
+    with torch.autocast("cpu", torch.bfloat16, enabled=half), folded(model):
+        held = [each.forward.keywords["weight"] for each in model.modules() if "forward" in vars(each)]
+
+    adapted = adapted_modules(spec.training, modules(DIMS))
+    assert evaluation_memory(spec, DIMS, adapted).folded == sum(weight.nbytes for weight in held)
+    slow = spec_of(training, half=half, evaluation={"fast_decoding": False})
+    assert evaluation_memory(slow, DIMS, adapted).folded == 0
 
 
 FROZEN = {"freeze_encoder": True}
