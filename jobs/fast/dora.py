@@ -269,7 +269,9 @@ class _Folded(torch.autograd.Function):
         # Of B, without the scales before it, and of what it adds to the gradient of m.
         product_OR = ctx.scale * (narrow_TO.t() @ low_TR).to(norm_O.dtype)
         into_b = g_O.unsqueeze(1) * product_OR
-        into_m = ((into_y_TO * base_TO).sum(0, dtype=norm_O.dtype) + (b_OR * product_OR).sum(1)) / norm_O
+        # By addcmul: in the norms' precision, with no pass for a cast. In float16 products of a scaled loss overflow.
+        into_base_O = torch.addcmul(torch.zeros_like(norm_O), into_y_TO, base_TO).sum(0)
+        into_m = (into_base_O + (b_OR * product_OR).sum(1)) / norm_O
         into_low_TR = narrow_TO @ folded_OR
         into_a = into_low_TR.t() @ h_TI if wants_a else None
         into_x = into_h = None

@@ -318,8 +318,9 @@ class StackedLinear(nn.Module):
         return self.layout.chosen(distinct, self.layout.audio_of)
 
     def _masks(self, rates: list[float], clips: int, positions: int, like: Tensor) -> Tensor:
-        """What dropout multiplies each trial's input with (N, M, I): the numbers that the trial alone would draw, also
-        where its texts were padded."""
+        """What dropout multiplies each trial's input with (N, M, I), of the trial's own generator, whatever the others
+        are and however its texts were padded. On a CPU they are the numbers that the trial alone would draw; on a GPU
+        torch's dropout is a kernel of its own, whose numbers are others."""
         assert self.layout.generators is not None
         masks = torch.ones_like(like).unflatten(1, (clips, positions))
         for mask, rate, generator, text in zip(masks, rates, self.layout.generators, self.layout.texts, strict=True):

@@ -25,7 +25,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from measured import device, machine
+from measured import device, machine, wait
 from torch import nn
 from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -117,24 +117,18 @@ class Side:
         self.model.train()
 
 
-def medians(calls: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, float]:
+def medians(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
     """Median milliseconds of each call; they are made in turn, after two rounds that do not count."""
     spent: dict[str, list[float]] = {side: [] for side in calls}
     for round_ in range(-2, repeats):
         for side, call in calls.items():
-            wait(device)
+            wait()
             started = time.perf_counter()
             call()
-            wait(device)
+            wait()
             if round_ >= 0:
                 spent[side].append(1000 * (time.perf_counter() - started))
     return {side: statistics.median(each) for side, each in spent.items()}
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def peak_mib(side: Side, device: torch.device) -> float | None:
@@ -165,8 +159,8 @@ def measure(shape: str, repeats: int, rank: int, dropout: float, batch: int) -> 
     torch.set_num_threads(1)  # so small are nano's products that more would wait for each other
     options = argparse.Namespace(rank=rank, dropout=dropout, batch=batch)
     sides = {side: Side(side, shape, place, options) for side in SIDES}
-    steps = medians({name: side.step for name, side in sides.items()}, repeats, place)
-    heard = medians({name: side.transcribe for name, side in sides.items()}, repeats, place)
+    steps = medians({name: side.step for name, side in sides.items()}, repeats)
+    heard = medians({name: side.transcribe for name, side in sides.items()}, repeats)
     memory = {name: peak_mib(side, place) for name, side in sides.items()} if gpu else None
     torch.set_num_threads(threads)
     result = {

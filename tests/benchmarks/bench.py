@@ -3,8 +3,9 @@
     python tests/benchmarks/bench.py [--shape nano] [--only single search]
 
 With nano on a CPU, with random weights of large-v3-turbo's shape on a GPU. Prints a table of ratios: how many times as
-long the other side took and, for `..._over_...`, how many times the time of what is named last; on a CPU as means of
-two turns of each side. Writes all to tests/benchmarks/results/<device>.json.
+long the other side took and, for `..._over_...`, how many times the time of what is named last. On a CPU they are of
+means of two turns of each side; on a GPU those of `single` are of steps alone. Writes all to
+tests/benchmarks/results/<device>.json.
 """
 
 from __future__ import annotations
@@ -39,14 +40,15 @@ def parts(shape: str) -> dict[str, Callable[[], dict[str, Any]]]:
     gpu = torch.cuda.is_available()
     # The GPU machines that we measure on have no Ray, and one GPU.
     growth = {} if gpu else {"workers": lambda: workers.measure(shape, 12, 8)}
-    short, full, full_steps, batch = (48, 8, 16, 16) if gpu else (12, 2, 48, 4)
+    of_single = single.ON_GPU if gpu else {"steps": 16, "full_steps": 48, "short_batch": 12, "full_batch": 2}
+    of_encoder = encoder_kept.ON_GPU if gpu else {"clips": 16, "batch": 4}
     turns = 1 if gpu else 2  # of all sides, one after the other: CPUs are shared
     return {
-        "single": lambda: single.measure(shape, 16, full_steps, short, full, turns),
+        "single": lambda: single.measure(shape, turns=turns, **of_single),
         "adapters": lambda: adapters.measure("turbo" if gpu else "nano", 15, 16, 0.0, 4),
-        "search": lambda: search_together.measure(shape, [1, 4, 16], 48, 3, batch, turns),
+        "search": lambda: search_together.measure(shape, [1, 4, 16], 48, 3, 16 if gpu else 4, turns),
         "evaluation": lambda: evaluation.measure(shape, 256 if gpu else 64, 3.0, 64, turns),
-        "encoder_kept": lambda: encoder_kept.measure(shape if gpu else "narrow", 16, 3, 4, turns),
+        "encoder_kept": lambda: encoder_kept.measure(shape if gpu else "narrow", epochs=3, turns=turns, **of_encoder),
         "log_mel": lambda: log_mel.measure(80 if shape != "turbo" else 128, 16, 5),
     } | growth
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measured import command, device, machine
+from measured import command, device, machine, wait
 from transformers import WhisperFeatureExtractor
 
 from jobs.audio import SAMPLE_RATE_HZ
@@ -68,8 +68,7 @@ def _alternate(sides: list[Side], clips: list[np.ndarray], rounds: int) -> list[
         for side, times in zip(sides, took, strict=True):
             began = time.perf_counter()
             side(clips)
-            if device().type == "cuda":
-                torch.cuda.synchronize()
+            wait()
             times.append(time.perf_counter() - began)
     return [statistics.median(times[1:]) for times in took]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from bases import Clip
-from measured import peak_memory
+from measured import Pace, peak_memory
 from plain import EVERYWHERE, Ran, Recipe
 
 from jobs.prepare import prepare
@@ -78,13 +78,15 @@ def prepared(spec: JobSpec, folder: Path) -> Storage:
 def train(spec: JobSpec, data: Storage) -> Ran:
     """One training; loading the base model counts."""
     losses: list[float] = []
+    pace = Pace()
 
     def hear(event: dict[str, Any]) -> None:
         if event["event"] == "step":
             losses.append(event["loss"])
+            pace.tell(event["step"], event["steps"])
 
     with peak_memory() as peak:
         began = time.perf_counter()
         train_here(spec, Storage(spec.root), data, None, hear, StopSignals(), trial=True)
         seconds = time.perf_counter() - began
-    return Ran(seconds, sum(losses) / len(losses), peak[0])
+    return Ran(seconds, sum(losses) / len(losses), peak[0], pace.step_seconds)

@@ -19,7 +19,7 @@ from typing import Any
 import ours
 import plain
 from bases import Clip, join_clips, write_base
-from evaluation import Rows
+from evaluation import Rows, scorer_of
 from measured import command, machine
 
 from jobs.adapter import load_adapter
@@ -63,7 +63,8 @@ def _scores(base: Path, adapter: Path | None, sets: dict[str, list[Clip]]) -> di
     found = {}
     for name, clips in sets.items():
         rows, settings = Rows(clips, LONG_S), EvaluationConfig(max_new_tokens=200)
-        _, summary = evaluate(model, whisper.processor, rows, settings, multilingual=True, bootstrap=0)
+        scorer = scorer_of(whisper.processor)
+        _, summary = evaluate(model, whisper.processor, rows, settings, scorer=scorer, multilingual=True, bootstrap=0)
         found[name] = round(summary["wer"], 4)
     return found
 

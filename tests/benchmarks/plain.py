@@ -1,7 +1,9 @@
 """The user's alternative: transformers' Seq2SeqTrainer with PEFT, as its users write it. Nothing of ours is in it.
 
 `tuned` is what an experienced user changes: data loading in workers, evaluation in batches of 64, no encoder in the
-graph where it is frozen. Neither checkpoints activations.
+graph where it is frozen. Neither checkpoints activations. On a GPU both compute in bf16, in generation too: Trainer's
+`bf16` alone would leave that in float32, since accelerate wraps the forward pass of the PeftModel, and generate() calls
+that of the model in it.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from measured import peak_memory
+from measured import Pace, device, peak_memory
 from peft import LoraConfig, get_peft_model
 from transformers import (
     PrinterCallback,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    TrainerCallback,
     WhisperForConditionalGeneration,
     WhisperProcessor,
 )
@@ -45,11 +48,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a training took and came to: seconds, mean loss of its steps, and the most memory in bytes."""
+    """What a training took and came to: seconds, mean loss of its steps, the most memory in bytes, and the seconds of a
+    step (see Pace)."""
 
     seconds: float
     loss: float
     peak: int
+    step_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,20 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     }
 
 
+class Paced(TrainerCallback):  # type: ignore[misc]
+    """Times the steps."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After the optimizer's."""
+        self._pace.tell(state.global_step, state.max_steps)
+
+
 def train(base: Path, rows: list[tuple[Path, str, str]], recipe: Recipe, *, steps: int, batch: int, tuned: bool) -> Ran:
     """One training; loading the base model and its processor counts, as it does for its user."""
+    pace = Pace()
     with peak_memory() as peak:
         began = time.perf_counter()
         processor = WhisperProcessor.from_pretrained(base)
@@ -100,11 +117,12 @@ def train(base: Path, rows: list[tuple[Path, str, str]], recipe: Recipe, *, step
             args=_arguments(max_steps=steps, per_device_train_batch_size=batch, learning_rate=recipe.lr, tuned=tuned),
             train_dataset=Clips(processor, rows),
             data_collator=collate,
+            callbacks=[Paced(pace)],
         )
         trainer.remove_callback(PrinterCallback)
         loss = float(trainer.train().training_loss)
         seconds = time.perf_counter() - began
-    return Ran(seconds, loss, peak[0])
+    return Ran(seconds, loss, peak[0], pace.step_seconds)
 
 
 def score(model: Any, processor: Any, rows: list[tuple[Path, str, str]], *, longest: int, tuned: bool) -> Scored:
@@ -121,7 +139,7 @@ def score(model: Any, processor: Any, rows: list[tuple[Path, str, str]], *, long
         tuned=tuned, predict_with_generate=True, generation_max_length=longest, generation_num_beams=1,
         **({"per_device_eval_batch_size": 64} if tuned else {}),
     )  # fmt: skip
-    with peak_memory() as peak:
+    with peak_memory() as peak, torch.autocast(device().type, torch.bfloat16, enabled=device().type == "cuda"):
         began = time.perf_counter()
         trainer = Seq2SeqTrainer(
             model=model, args=arguments, eval_dataset=Clips(processor, rows), data_collator=collate,

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from transformers import WhisperProcessor
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """What a test expects are the CPU's numbers unless its mark is `gpu`: the others see no GPU, wherever they run. Not
+    a fixture, since those of a class or a module train too, before any of a test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        # pytest calls this for the tests of all folders.
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("gpu") is None:
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+        return (yield)
 
 
 @pytest.fixture(scope="module", autouse=True)

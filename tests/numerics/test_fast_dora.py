@@ -374,6 +374,20 @@ class TestPrecision:
         print(f"relative errors: ours {ours:.2e}, PEFT's {theirs:.2e}")
         assert ours < bound * theirs
 
+    def test_a_scaled_loss_in_float16_overflows_on_the_way_to_no_gradient(self) -> None:
+        """That of the magnitude sums products of the output's gradient with W x; float16 ends at 65,504."""
+        model, x, found = linears(filled=0.01), 100 * torch.randn(4, 64), []
+        with torch.no_grad():
+            for _, layer in lora_layers(model):
+                layer.lora_A[ADAPTER_NAME].weight.mul_(0.01)  # else its own gradients overflow
+        assert len(speed_up(model)) == 2
+        for half in (False, True):
+            with torch.autocast("cpu", torch.float16, enabled=half):
+                output = model(x)
+            found.append(gradients(model, 4096 * output.float().sum()))
+        assert 4096 * float(output.detach().abs().max()) > 65_504
+        assert_close(found[1], found[0], 0.01)
+
     def test_norms_under_autocast_are_those_of_float32(self, tiny: Path, tones: Path) -> None:
         model = dora(tiny)
         expected, theirs = direct_norms(model), {}

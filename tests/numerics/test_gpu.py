@@ -10,9 +10,10 @@ import pytest
 import torch
 from engine import Run, batch_of, events, job, logits_of, tone
 from layers import linear_layers
+from peft import get_peft_model
 from transformers import WhisperFeatureExtractor
 
-from jobs.adapter import attach, lora_layers
+from jobs.adapter import lora_config, lora_layers, plan_of
 from jobs.augment import Augmenter
 from jobs.batches import WIDTH_STEP, Features, Loader, Schedule
 from jobs.fast.log_mel import LogMel
@@ -96,7 +97,9 @@ def test_magnitudes_computed_on_the_gpu_lie_where_the_model_lies(tiny: Path) -> 
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.max_memory_allocated()
         torch.manual_seed(0)
-        model, _ = attach(load_whisper(str(tiny)).model, TrainingConfig(use_dora=True, **settings))
+        base, training = load_whisper(str(tiny)).model, TrainingConfig(use_dora=True, **settings)
+        # `attach` tells PEFT of a GPU only where the model lies on it.
+        model = get_peft_model(base, lora_config(training, plan_of(base, training), on_gpu=True))
         assert (torch.cuda.max_memory_allocated() > before) is bool(settings), "the GPU was used"
         layers = lora_layers(model)
         assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}

@@ -187,6 +187,20 @@ def test_on_a_gpu_they_end_as_they_end_alone_on_the_cpu(
         assert losses[0] == pytest.approx(losses[1], rel=bound)
 
 
+def test_in_bfloat16_they_learn_what_they_learn_alone_in_float32(
+    spec_of: Callable[..., JobSpec], data: Storage
+) -> None:
+    points = [point for point in POINTS if not point["lora_dropout"]]
+    alone = [run_engine(spec_of(f"alone-{index}", **point))[1].events for index, point in enumerate(points)]
+    specs = [spec_of(f"trial-{index}", bf16=True, **point) for index, point in enumerate(points)]
+    said = run_together(SharedEngine(specs[0], None), specs, data)
+
+    for trial, other in zip(said, alone, strict=True):
+        assert trial[-1]["result"]["training"]["precision"] == "bf16"
+        losses = [[event["loss"] for event in events if event["event"] == "step"] for events in (trial[:-1], other)]
+        assert losses[0] == pytest.approx(losses[1], rel=5e-2)
+
+
 def test_a_trial_whose_loss_is_no_number_leaves_the_others_alone(
     spec_of: Callable[..., JobSpec], data: Storage
 ) -> None:

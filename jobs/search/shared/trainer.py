@@ -126,8 +126,9 @@ class SharedTrainer(Trainer):
 
 
 class Streams:
-    """The random numbers of one trial in a process of many, in place of the process's own. They are those that the
-    trial alone would draw for its dropout, and are kept in the same form.
+    """The random numbers of one trial in a process of many, in place of the process's own, kept in the same form. On a
+    CPU its dropout draws from them what the trial alone would draw; on a GPU torch's dropout is a kernel of its own,
+    whose numbers are others.
 
     Args:
         device: where dropout draws.
