@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING
 from jobs.manifest.examine import Limits
 from jobs.manifest.examine_all import examine_all
 from jobs.manifest.parallel import usable_cpus
+from jobs.manifest.place import require_build_place
 from jobs.manifest.sources import Source, SourceOptions, make_source
 from jobs.manifest.split import SHARED, better_seed, held_out
 from jobs.manifest.store import Store
-from jobs.manifest.write import SplitWriter, write_remarks
+from jobs.manifest.write import TRAIN, VAL, WARNINGS, SplitWriter, write_remarks
 from service.artifacts import REJECTS
 from service.errors import Fault, InputError, ManifestError
 from service.spec.languages import LANGUAGES
 from service.spec.sections import DataConfig
+from service.writing import writing
 
 if TYPE_CHECKING:
     from jobs.tokens import Prompter
 
-TRAIN, VAL, WARNINGS = "train.csv", "val.csv", "warnings.csv"
 ALLOWED = ("transcript", "audio", "recording")
 """What may be on both sides where a user says so. A group never may."""
 
@@ -55,6 +56,7 @@ def build(
     limits: Limits | None = None,
     prompter: Prompter | None = None,
     processes: int | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BuildReport:
     """Write the manifests of a source. The same source and arguments always give the same bytes.
@@ -72,14 +74,16 @@ def build(
         limits: what clips must keep to; None: the defaults of a spec's `data`.
         prompter: tokenizer of the checkpoint to train; None: tokens are not counted.
         processes: that decode; None: one per CPU.
+        overwrite: replace a train.csv or val.csv in `out` that no build has written.
         progress: called with (rows done, rows; 0 where that is not known).
 
     Raises:
-        InputError: the source or an argument is unusable.
+        InputError: the source or an argument is unusable, or files in `out` would be lost.
+        StorageError: the disk of `out` is full or read-only.
         ManifestError: nothing usable is left on one of the sides.
     """
     options = options or SourceOptions()
-    source = _check_arguments(str(location), kind, options, out, val_ratio, allowed)
+    source = _check_arguments(str(location), kind, options, out, val_ratio, allowed, overwrite=overwrite)
     total = source.total()
     with Store(group) as store:
         count = examine_all(
@@ -101,18 +105,21 @@ def build(
 
 def _write(store: Store, out: Path, sides: bytearray) -> BuildReport:
     writer = SplitWriter(out, (TRAIN, VAL), store.columns)
-    with writer.open():
+    with writing(out, "give another folder"), writer.open():
         for clip in store.clips():
             writer.write(VAL if sides[clip.id] else TRAIN, clip)
+        # Before train.csv and val.csv come under their names: by the rejects a build is known.
+        rejected = write_remarks(out / REJECTS, store.remarks())
+        warnings = write_remarks(out / WARNINGS, store.remarks(warnings=True))
     return BuildReport(
         folder=str(out),
         train=writer.clips[TRAIN],
         val=writer.clips[VAL],
         train_hours=writer.seconds[TRAIN] / 3600,
         val_hours=writer.seconds[VAL] / 3600,
-        rejected=write_remarks(out / REJECTS, store.remarks()),
+        rejected=rejected,
         reasons=store.kinds(),
-        warnings=write_remarks(out / WARNINGS, store.remarks(warnings=True)),
+        warnings=warnings,
     )
 
 
@@ -138,10 +145,21 @@ def _sides(store: Store, location: str, rows: int, val_ratio: float, seed: int, 
 
 
 def _check_arguments(
-    location: str, kind: str, options: SourceOptions, out: Path, val_ratio: float, allowed: Collection[str]
+    location: str,
+    kind: str,
+    options: SourceOptions,
+    out: Path,
+    val_ratio: float,
+    allowed: Collection[str],
+    *,
+    overwrite: bool,
 ) -> Source:
     faults = []
     source = None
+    try:
+        require_build_place(out, location, overwrite=overwrite)
+    except InputError as error:
+        faults += error.faults
     try:
         source = make_source(location, SourceOptions(**{**vars(options), "out": out}), kind)
     except InputError as error:

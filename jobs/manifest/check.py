@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from jobs.manifest.examine import Limits
 from jobs.manifest.examine_all import examine_all
 from jobs.manifest.parallel import usable_cpus
+from jobs.manifest.place import require_rejects_place
 from jobs.manifest.rows import read_rows
 from jobs.manifest.split import SHARED
 from jobs.manifest.store import Remark, Store
+from jobs.manifest.write import written_aside
 from service.errors import Fault, ManifestError, StorageError
 from service.spec.sections import DataConfig
+from service.writing import writing
 
 if TYPE_CHECKING:
     from jobs.tokens import Prompter
@@ -46,7 +49,7 @@ def check(
         group: column of whose values none may be in two of the CSVs.
         keep_duplicates: pass over clips with the same audio.
         processes: that decode; None: one per CPU.
-        rejects: CSV to write every fault to.
+        rejects: CSV to write every fault to, none of the sources.
         progress: called with (CSV, rows done).
 
     Returns:
@@ -54,8 +57,12 @@ def check(
         what they are, "faults" and "warnings": the first ones of each as {"csv", "line", "path", "kind", "reason"}}.
 
     Raises:
+        InputError: an argument is unusable.
         ManifestError: a CSV cannot be read at all, or lacks a column; faults of all CSVs.
+        StorageError: the faults cannot be written.
     """
+    if rejects is not None:
+        require_rejects_place(rejects, sources)
     unreadable: list[Fault] = []
     rows = [0] * len(sources)
     with Store(group) as store:
@@ -111,7 +118,7 @@ def _plain(remark: Remark, sources: Sequence[str]) -> dict[str, Any]:
 
 
 def _write(path: Path, store: Store, sources: Sequence[str]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with writing(path, "give another file"), written_aside(path.resolve()) as file:
         writer = csv.DictWriter(file, ("csv", "line", "path", "kind", "reason"), lineterminator="\n")
         writer.writeheader()
         writer.writerows(_plain(remark, sources) for remark in store.remarks())

@@ -32,6 +32,7 @@ def add_parsers(parser: argparse.ArgumentParser, add_common: Callable[[argparse.
     for name in ("path-column", "text-column", "audio-root", "dataset-config"):
         build.add_argument(f"--{name}")
     build.add_argument("--allow-overlap", action="append", choices=ALLOWED, default=[])
+    build.add_argument("--overwrite", action="store_true")
     check = commands.add_parser("check", description="Check manifests.", allow_abbrev=False)
     check.add_argument("csv", nargs="+")
     check.add_argument("--rejects")
@@ -91,6 +92,7 @@ def _build(options: argparse.Namespace, reporter: Any) -> Outcome:
         val_ratio=options.val_ratio,
         seed=options.seed,
         allowed=options.allow_overlap,
+        overwrite=options.overwrite,
         progress=progress,
         **_common(options),
     )

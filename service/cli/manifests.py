@@ -62,6 +62,7 @@ def _language(function: Function) -> Function:
     multiple=True,
     help="transcript, audio or recording: what may be on both sides. Nothing may, if not given.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace CSVs in --out that no build has written.")
 @_language
 @_examining
 @output_options

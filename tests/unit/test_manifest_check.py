@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import soundfile
+from disks import small_disk
 from engine import tone, write_csv
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from jobs.manifest.check import check
 from jobs.manifest.row import KINDS, Segment
 from jobs.manifest.rows import format_segments, read_rows
 from jobs.manifest.stats import stats
-from service.errors import ManifestError
+from service.errors import InputError, ManifestError, StorageError
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,32 @@ def test_all_faults_are_found_in_one_run(folder: Path) -> None:
     with open(folder / "rejects.csv", encoding="utf-8", newline="") as file:
         listed = list(csv.DictReader(file))
     assert [(int(row["line"]), row["kind"]) for row in listed] == faults(report)
+
+
+def test_the_list_of_faults_never_takes_the_place_of_what_is_checked(folder: Path, tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "a.csv", [("none.wav", "hello")], ("path", "text"))
+    (tmp_path / "link.csv").symlink_to(source)
+    before = source.read_bytes()
+    for rejects in (source, tmp_path / "link.csv"):
+        with pytest.raises(InputError, match=r"--rejects: .* is .*a\.csv, which is checked; give another file"):
+            check([str(folder / "none.csv"), str(source)], rejects=rejects)
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(("place", "says"), [(".", "is a folder; give a file"), ("/dev/null", "is no ordinary file")])
+def test_a_place_for_faults_that_cannot_be_written_is_refused(folder: Path, place: str, says: str) -> None:
+    with pytest.raises(InputError, match=f"--rejects: .* {says}"):
+        check([str(folder / "none.csv")], rejects=folder / place)
+
+
+def test_a_list_of_faults_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "a.csv", [(f"none{n}.wav", "hello") for n in range(1000)], ("path", "text"))
+    with small_disk(tmp_path / "disk", "16k"):
+        rejects = tmp_path / "disk/rejects.csv"
+        rejects.write_text("of last time")
+        with pytest.raises(StorageError, match="No space left on device"):
+            check([str(source)], rejects=rejects)
+        assert [path.read_text() for path in (tmp_path / "disk").iterdir()] == ["of last time"]
 
 
 def test_what_two_manifests_share_is_counted(folder: Path) -> None:
