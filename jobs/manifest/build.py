@@ -18,14 +18,12 @@ from jobs.manifest.write import TRAIN, VAL, WARNINGS, SplitWriter, write_remarks
 from service.artifacts import REJECTS
 from service.errors import Fault, InputError, ManifestError
 from service.spec.languages import LANGUAGES
+from service.spec.manifests import ALLOWED, AUTO, SEED, VAL_RATIO
 from service.spec.sections import DataConfig
 from service.writing import writing
 
 if TYPE_CHECKING:
     from jobs.tokens import Prompter
-
-ALLOWED = ("transcript", "audio", "recording")
-"""What may be on both sides where a user says so. A group never may."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,10 @@ def build(
     location: Path | str,
     out: Path,
     *,
-    kind: str = "auto",
+    kind: str = AUTO,
     options: SourceOptions | None = None,
-    val_ratio: float = 0.1,
-    seed: int = 42,
+    val_ratio: float = VAL_RATIO,
+    seed: int = SEED,
     group: str | None = None,
     allowed: Collection[str] = (),
     keep_duplicates: bool = False,

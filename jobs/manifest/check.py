@@ -17,6 +17,7 @@ from jobs.manifest.split import SHARED
 from jobs.manifest.store import Remark, Store
 from jobs.manifest.write import written_aside
 from service.errors import Fault, ManifestError, StorageError
+from service.spec.manifests import LANGUAGE
 from service.spec.sections import DataConfig
 from service.writing import writing
 
@@ -30,7 +31,7 @@ SHOWN = 100
 def check(
     sources: Sequence[str],
     *,
-    language: str = "en",
+    language: str = LANGUAGE,
     limits: Limits | None = None,
     prompter: Prompter | None = None,
     group: str | None = None,

@@ -10,25 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import EXIT_DONE, ManifestError
-from service.spec.sections import DataConfig
-
-LIMITS = ("min_duration_s", "silence_dbfs", "clipped_share")
-"""Settings of a spec's `data` that are options here."""
+from service.spec.manifests import ALLOWED, AUTO, KINDS, LANGUAGE, LIMITS, SEED, VAL_RATIO, limits_of, option
 
 
 def add_parsers(parser: argparse.ArgumentParser, add_common: Callable[[argparse.ArgumentParser], None]) -> None:
     """Give a parser the commands below `manifest`."""
-    from jobs.manifest.build import ALLOWED
-    from jobs.manifest.sources import SOURCES
-
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", description="Make manifests.", allow_abbrev=False)
     build.add_argument("source")
     build.add_argument("--out", required=True)
-    build.add_argument("--kind", choices=("auto", *SOURCES), default="auto")
+    build.add_argument("--kind", choices=KINDS, default=AUTO)
     build.add_argument("--pattern")
-    build.add_argument("--val-ratio", type=float, default=0.1)
-    build.add_argument("--seed", type=int, default=42)
+    build.add_argument("--val-ratio", type=float, default=VAL_RATIO)
+    build.add_argument("--seed", type=int, default=SEED)
     for name in ("path-column", "text-column", "audio-root", "dataset-config"):
         build.add_argument(f"--{name}")
     build.add_argument("--allow-overlap", action="append", choices=ALLOWED, default=[])
@@ -45,9 +39,9 @@ def add_parsers(parser: argparse.ArgumentParser, add_common: Callable[[argparse.
         command.add_argument("--base-model")
         command.add_argument("--processes", type=int)
         for name in LIMITS:
-            command.add_argument(f"--{name.replace('_', '-')}", type=float)
+            command.add_argument(option(name), type=float)
     for command in (build, check, stats):
-        command.add_argument("--language", default="en")
+        command.add_argument("--language", default=LANGUAGE)
         add_common(command)
 
 
@@ -177,7 +171,7 @@ def _listed(table: dict[str, dict[str, Any]], most: int | None = None) -> str:
 def _common(options: argparse.Namespace) -> dict[str, Any]:
     from jobs.manifest.examine import Limits
 
-    given = {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
+    limits = Limits.of(limits_of(vars(options)), decode=True)
     prompter = None
     if options.base_model:
         from jobs.model import load_prompter, quiet_libraries
@@ -189,7 +183,7 @@ def _common(options: argparse.Namespace) -> dict[str, Any]:
         "keep_duplicates": options.keep_duplicates,
         "processes": options.processes,
         "prompter": prompter,
-        "limits": Limits.of(DataConfig(**given), decode=True),
+        "limits": limits,
     }
 
 

@@ -13,6 +13,7 @@ from jobs.manifest.rows import read_rows
 from jobs.manifest.store import comparable
 from service.errors import ManifestError
 from service.spec.languages import WITHOUT_SPACES
+from service.spec.manifests import LANGUAGE
 
 BIN_S = 0.01
 """Lengths are counted in bins: percentiles of a million clips take no more memory than those of ten."""
@@ -98,7 +99,7 @@ class Collector:
 def stats(
     sources: Sequence[str],
     *,
-    language: str = "en",
+    language: str = LANGUAGE,
     speaker: str | None = None,
     progress: Callable[[str, int], None] = lambda source, done: None,
 ) -> dict[str, Any]:

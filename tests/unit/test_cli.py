@@ -104,6 +104,13 @@ USAGE = {
     "bad form": (["validate", "spec.yaml", "-o", "xml"], "'xml' is not one of"),
     "missing argument": (["verify"], "Missing argument 'ROOT'"),
     "missing option": (["manifest", "build", "audio"], "Missing option '--out'"),
+    "no kind": (["manifest", "build", "a", "--out", "m", "--kind", "nme"], "'nme' is not one of 'auto', 'names'"),
+    "no seed": (["manifest", "build", "a", "--out", "m", "--seed", "abc"], "'abc' is not a valid integer"),
+    "no ratio": (["manifest", "build", "a", "--out", "m", "--val-ratio", "2"], "not in the range 0<x<1"),
+    "no overlap": (["manifest", "build", "a", "--out", "m", "--allow-overlap", "foo"], "'foo' is not one of"),
+    "no processes": (["manifest", "check", "a.csv", "--processes", "abc"], "'abc' is not a valid integer"),
+    "no process": (["manifest", "check", "a.csv", "--processes", "0"], "0 is not in the range x>=1"),
+    "no limit": (["manifest", "check", "a.csv", "--silence-dbfs", "low"], "'low' is not a valid float"),
 }
 
 

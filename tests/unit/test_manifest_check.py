@@ -232,6 +232,21 @@ def test_the_commands_print_tables_and_json(folder: Path, tmp_path: Path, capsys
     assert "none.wav: no such file" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["build", "SOURCE", "--out", "OUT"], ["check", "SOURCE"]])
+def test_limits_that_are_out_of_their_range_are_all_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    given = [{"SOURCE": str(folder), "OUT": str(tmp_path / "out")}.get(word, word) for word in words]
+    limits = ["--silence-dbfs=5", "--min-duration-s=99", "--clipped-share=1.5"]
+    assert main(["manifest", *given, *limits]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: 3 faults",
+        "  --min-duration-s: 99 is too large; give less than 30",
+        "  --silence-dbfs: 5 is too large; give 0 or less",
+        "  --clipped-share: 1.5 is too large; give 1 or less",
+    ]
+
+
 def test_check_counts_tokens_with_the_models_own_tokenizer(
     folder: Path, nano: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from jobs.manifest.row import Row, Segment
 from jobs.manifest.rows import read_rows
 from jobs.manifest.sources import SOURCES, SourceOptions, kind_of, make_source
 from service.errors import InputError, ManifestError
+from service.spec.manifests import AUTO, KINDS
 
 
 def record(path: Path, seconds: float = 0.3) -> Path:
@@ -37,6 +38,10 @@ def table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV."""
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_every_kind_of_source_can_be_asked_for() -> None:
+    assert (AUTO, *SOURCES) == KINDS
 
 
 def test_other_groups_of_a_name_become_columns(tmp_path: Path) -> None:
