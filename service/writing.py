@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,22 @@ def unwritable(error: OSError, where: str, way_out: str, path: Path | None = Non
     return StorageError(str(fault)) if error.errno in NO_ROOM else InputError([fault])
 
 
+def understood(error: BaseException) -> BaseException:
+    """What the system says of a disk that takes nothing as an error of ours; any other as it is."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        drop_output(error)
+        way_out = "make room" if error.errno in FULL else "write to another disk"
+        return StorageError(f"results cannot be written ({error.strerror or error}); {way_out}")
+    return error
+
+
+def drop_output(error: BaseException) -> None:
+    """Give up what the standard output has not taken: the interpreter, at its end, would fail on it once more."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+
+
 @contextlib.contextmanager
 def writing(path: Path, way_out: str) -> Iterator[None]:
     """Write to a path inside this context.
@@ -54,22 +71,9 @@ def require_folder(option: str, folder: Path) -> None:
         StorageError: the disk is full or read-only.
         InputError: it is no folder and cannot become one, or takes no file.
     """
-    blocked = next(filter(look.exists, (folder, *folder.parents)), folder)
-    if look.is_file(blocked):
-        what = "is a file" if blocked == folder else f"lies below {blocked}, a file"
-        raise InputError([Fault(option, f"{what}; give a folder", str(folder))])
-    made = [place for place in (folder, *folder.parents) if not look.exists(place)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"\n")
-            file.flush()
-    except OSError as error:
-        raise unwritable(error, option, "give another folder", folder) from error
-    finally:
-        for place in made:
-            with contextlib.suppress(OSError):
-                place.rmdir()
+    if look.is_file(folder):
+        raise InputError([Fault(option, "is a file; give a folder", str(folder))])
+    _require(option, folder, folder, "give another folder")
 
 
 def require_file(option: str, path: Path) -> None:
@@ -83,7 +87,25 @@ def require_file(option: str, path: Path) -> None:
         # What is written aside would take the place of a device, too.
         what = "a folder" if look.is_dir(path) else "no ordinary file"
         raise InputError([Fault(option, f"is {what}; give a file", str(path))])
-    require_folder(option, path.parent)
+    _require(option, path, path.parent, "give another file")
+
+
+def _require(option: str, path: Path, folder: Path, way_out: str) -> None:
+    blocked = next(filter(look.exists, (folder, *folder.parents)), folder)
+    if look.is_file(blocked):
+        raise InputError([Fault(option, f"lies below {blocked}, a file; {way_out}", str(path))])
+    made = [place for place in (folder, *folder.parents) if not look.exists(place)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\n")
+            file.flush()
+    except OSError as error:
+        raise unwritable(error, option, way_out, path) from error
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 @contextlib.contextmanager

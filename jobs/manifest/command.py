@@ -54,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
         result, lines, code = COMMANDS[options.command](options, reporter)
     finally:
         reporter.close()
-    print(json.dumps(result, indent=2, ensure_ascii=False) if options.output == "json" else "\n".join(lines))
+    text = json.dumps(result, indent=2, ensure_ascii=False) if options.output == "json" else "\n".join(lines)
+    print(text, flush=True)  # a full disk shows here, not when the interpreter ends
     return code
 
 

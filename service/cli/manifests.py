@@ -133,4 +133,4 @@ def _pass_on(words: list[str], given: dict[str, Any], output: str) -> int:
             arguments.append(option(name))
         else:
             arguments += [f"{option(name)}={one}" for one in (value if isinstance(value, tuple) else (value,))]
-    return run_module(arguments, output=output, debug=is_debug())
+    return run_module(arguments, output=output, debug=is_debug(), goes_on=False)

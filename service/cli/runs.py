@@ -13,6 +13,7 @@ from service.cli.options import output_options
 from service.cli.output import print_artifacts, print_json, transfer_bar, warn
 from service.errors import InputError, StorageError, VerificationError
 from service.storage import Storage
+from service.writing import writing
 
 
 @contextlib.contextmanager
@@ -74,7 +75,11 @@ def pull(root: str, folder: str, only: tuple[str, ...], refused: bool, output: s
     from service.pull import pull as pull_run
 
     target = Path(folder).absolute()
-    with opened_root(root) as storage, transfer_bar("pulling") as progress, _writing(target):
+    with (
+        writing(target, "give another folder"),
+        opened_root(root) as storage,
+        transfer_bar("pulling") as progress,
+    ):
         manifest: RunManifest = read_manifest(storage)
         report = pull_run(storage, manifest, target, only=only, refused=refused, progress=progress)
     warn(f"{name} is left out, it was refused: {reason} (--refused)" for name, reason in report.left_out.items())
@@ -84,12 +89,3 @@ def pull(root: str, folder: str, only: tuple[str, ...], refused: bool, output: s
         brought = f"{report.downloaded} files were not there yet" if report.downloaded else "all were there already"
         click.echo(f"{report.folder}: {report.files} files, {report.size_bytes:,} bytes, all as published; {brought}")
     return 0
-
-
-@contextlib.contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{target}: cannot be written ({reason}); make room, or give another folder") from error

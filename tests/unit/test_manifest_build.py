@@ -308,7 +308,7 @@ def test_a_build_that_was_killed_in_its_last_moment_is_made_again(clips: Path, t
     ("out", "says"),
     [
         ("file", '--out: "{}" is a file; give a folder'),
-        ("file/below", '--out: "{}" lies below {}, a file; give a folder'),
+        ("file/below", '--out: "{}" lies below {}, a file; give another folder'),
         ("/proc/whisper-jobs", '--out: "{}" cannot be written (No such file or directory); give another folder'),
     ],
 )

@@ -95,6 +95,16 @@ def test_a_list_of_faults_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         assert [path.read_text() for path in (tmp_path / "disk").iterdir()] == ["of last time"]
 
 
+def test_a_temporary_disk_that_is_full_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_csv(
+        tmp_path / "a.csv", [(f"{'none/' * 500}{n}.wav", "hello") for n in range(6000)], ("path", "text")
+    )
+    with small_disk(tmp_path / "disk", "64k"):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "disk"))
+        with pytest.raises(StorageError, match="disk: the disk is full; make room, or set TMPDIR"):
+            check([str(source)], processes=1)
+
+
 def test_what_two_manifests_share_is_counted(folder: Path) -> None:
     rows = [(f"{number}.wav", f"text {number}", f"s{number % 3}") for number in range(20)]
     write_csv(folder / "train.csv", rows[:12], ("path", "text", "speaker"))
