@@ -17,8 +17,7 @@ from jobs.manifest.store import Store
 from jobs.manifest.write import TRAIN, VAL, WARNINGS, SplitWriter, write_remarks
 from service.artifacts import REJECTS
 from service.errors import Fault, InputError, ManifestError
-from service.spec.languages import LANGUAGES
-from service.spec.manifests import ALLOWED, AUTO, SEED, VAL_RATIO
+from service.spec.manifests import ALLOWED, AUTO, SEED, VAL_RATIO, language_faults
 from service.spec.sections import DataConfig
 from service.writing import writing
 
@@ -164,8 +163,7 @@ def _check_arguments(
         faults += error.faults
     if not 0 < val_ratio < 1:
         faults.append(Fault("--val-ratio", "must lie between 0 and 1, such as 0.1", val_ratio))
-    if options.language not in LANGUAGES:
-        faults.append(Fault("--language", "is not a language code that Whisper knows, such as en", options.language))
+    faults += language_faults(options.language)
     if wrong := [name for name in allowed if name not in ALLOWED]:
         faults.append(Fault("--allow-overlap", f"takes {', '.join(ALLOWED)}", wrong[0]))
     if faults or source is None:

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.manifest.columns import require_manifests
 from jobs.manifest.examine import Limits
 from jobs.manifest.examine_all import examine_all
 from jobs.manifest.parallel import usable_cpus
@@ -59,11 +60,13 @@ def check(
 
     Raises:
         InputError: an argument is unusable.
-        ManifestError: a CSV cannot be read at all, or lacks a column; faults of all CSVs.
+        ManifestError: a CSV cannot be read at all, has no row or lacks a column; faults of all CSVs.
         StorageError: the faults cannot be written.
     """
     if rejects is not None:
         require_rejects_place(rejects, sources)
+    group = group.strip().lower() if group else None
+    require_manifests(sources, language, "--group", group)
     unreadable: list[Fault] = []
     rows = [0] * len(sources)
     with Store(group) as store:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs.audio import MAX_DURATION_S, probe
+from jobs.manifest.columns import require_manifests
 from jobs.manifest.row import Row, speaker_of
 from jobs.manifest.rows import read_rows
 from jobs.manifest.store import comparable
@@ -116,8 +117,10 @@ def stats(
         from the audio's header.
 
     Raises:
-        ManifestError: a CSV cannot be read.
+        ManifestError: a CSV cannot be read, has no row or lacks a column; faults of all CSVs.
     """
+    speaker = speaker.strip().lower() if speaker else None
+    require_manifests(sources, language, "--speaker", speaker)
     total = Collector(speaker)
     parts = {}
     for source in sources:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from service.errors import Fault, InputError
 from service.spec import words
+from service.spec.languages import LANGUAGES
 from service.spec.sections import DataConfig
 from service.spec.training import TrainingConfig
 
@@ -29,6 +30,13 @@ LANGUAGE: str = TrainingConfig.model_fields["language"].default
 def option(name: str) -> str:
     """A setting as an option of the command."""
     return f"--{name.replace('_', '-')}"
+
+
+def language_faults(language: str) -> list[Fault]:
+    """What is wrong with `--language`."""
+    if language in LANGUAGES:
+        return []
+    return [Fault("--language", "is not a language code that Whisper knows, such as en", language)]
 
 
 def limits_of(given: Mapping[str, float | None]) -> DataConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +129,44 @@ def test_what_build_writes_passes_the_check(folder: Path, tmp_path: Path) -> Non
     assert report["faults"] == []
 
 
-def test_files_that_are_no_manifests_are_all_named(folder: Path) -> None:
+@pytest.mark.parametrize("look", [check, stats])
+def test_files_that_are_no_manifests_are_all_named(folder: Path, look: Callable[[list[str]], Any]) -> None:
     (folder / "semicolons.csv").write_text("path;text\na;b\n")
     (folder / "utf16.csv").write_bytes("path,text\na,b\n".encode("utf-16"))
+    (folder / "empty.csv").write_text("")
+    (folder / "header.csv").write_text("path,text\n")
+    names = ("none.csv", "empty.csv", "header.csv", "semicolons.csv", "utf16.csv")
     with pytest.raises(ManifestError) as caught:
-        check([str(folder / name) for name in ("none.csv", "semicolons.csv", "utf16.csv")])
+        look([str(folder / name) for name in names])
     messages = [fault.message for fault in caught.value.faults]
     assert messages == [
         "no such file",
+        "is empty; give a CSV with the columns path and text",
+        "has a header and no row; give at least one clip",
         "has its columns parted by ';'; part them by commas",
         "is not UTF-8 text; save the file as UTF-8",
     ]
+
+
+def test_a_language_or_a_column_that_there_is_not_is_refused(folder: Path) -> None:
+    one = write_csv(folder / "a.csv", [("0.wav", "hello", "eve", "hall")], ("path", "text", "Speaker", "room"))
+    two = write_csv(folder / "b.csv", [("1.wav", "hello", "en")], ("path", "text", "language"))
+    sources = [str(one), str(two)]
+    told = "is no column of the CSVs by which clips can be told apart (those that there are: speaker, room)"
+    with pytest.raises(ManifestError) as caught:
+        check(sources, group="speeker", language="qq")
+    assert [(fault.where, fault.value) for fault in caught.value.faults] == [
+        ("--language", "qq"),
+        ("--group", "speeker"),
+    ]
+    assert caught.value.faults[1].message == told
+    with pytest.raises(ManifestError) as caught:
+        stats(sources, speaker="language", language="english")
+    assert [fault.where for fault in caught.value.faults] == ["--language", "--speaker"]
+    with pytest.raises(ManifestError, match=r"those that there are: none\)"):
+        check([str(two)], group="speaker")
+    assert check(sources, group=" Speaker")["ok"] is False  # both say hello
+    assert list(stats(sources, speaker="Speaker")["total"]["speakers"]["most"]) == ["eve"]
 
 
 CELL = st.one_of(

@@ -229,6 +229,23 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
                 make_source(str(tmp_path / "t.csv"), SourceOptions(), kind)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "path;text\na.wav;hi\n", "has its columns parted by ';'; part them by commas"),
+        ("a.tsv", "path,text\na.wav,hi\n", "has its columns parted by ','; part them by tabs"),
+        ("b.csv", "", "is empty; give a CSV with the columns path and text"),
+        ("c.csv", "path,text\n", "has a header and no row; give at least one clip"),
+        ("d.jsonl", "", "is empty; give a line of JSON for each clip"),
+        ("e.csv", "path,words\na.wav,hi\n", "has no column text or sentence .*; give --text-column"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_what_check_says(tmp_path: Path, name: str, content: str, says: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ManifestError, match=rf"{name}: {says}$"):
+        build(tmp_path / name, tmp_path / "out")
+
+
 def test_a_hub_id_that_cannot_be_had_is_an_error_of_the_input() -> None:
     with pytest.raises(InputError, match="cannot be loaded as a dataset"):
         make_source("no-such-owner/no-such-dataset", SourceOptions())
