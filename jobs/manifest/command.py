@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import EXIT_DONE, ManifestError
+from service.spec.checks import require_base
 from service.spec.manifests import ALLOWED, AUTO, KINDS, LANGUAGE, LIMITS, SEED, VAL_RATIO, limits_of, option
 
 
@@ -174,11 +175,12 @@ def _common(options: argparse.Namespace) -> dict[str, Any]:
 
     limits = Limits.of(limits_of(vars(options)), decode=True)
     prompter = None
-    if options.base_model:
+    if name := options.base_model:
+        require_base("--base-model", name)
         from jobs.model import load_prompter, quiet_libraries
 
         quiet_libraries()
-        prompter = load_prompter(options.base_model)
+        prompter = load_prompter(name, "--base-model")
     return {
         "group": options.group,
         "keep_duplicates": options.keep_duplicates,

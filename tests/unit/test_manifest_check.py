@@ -294,6 +294,39 @@ def test_check_counts_tokens_with_the_models_own_tokenizer(
     assert [fault["kind"] for fault in report["faults"]] == ["too-many-tokens", "control-token"]
 
 
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("nope", "is neither a folder on this machine nor a hub id"),
+        ("whisper-smal", "did you mean 'openai/whisper-small'?"),
+        ("./nowhere", "is no folder on this machine"),
+        (".", "holds no "),
+    ],
+)
+def test_a_model_that_cannot_be_one_is_said_so_at_once(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(folder / "a.csv", [("0.wav", "hello")], ("path", "text"))
+    assert main(["manifest", "check", str(folder / "a.csv"), "--base-model", model]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f'error: --base-model: "{model}" ')
+    assert says in told
+
+
+def test_a_model_that_cannot_be_read_is_named_as_it_was_given(
+    folder: Path, nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_bytes((nano / "config.json").read_bytes())
+    assert main(["manifest", "check", str(folder / "a.csv"), "--base-model", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f'error: --base-model: "{tmp_path}" is no complete Whisper checkpoint')
+
+
 def test_many_rows_are_looked_at_in_processes_with_the_same_result(folder: Path, tmp_path: Path) -> None:
     rows = [(f"{number % 20}.wav" if number % 7 else "none.wav", f"text {number}") for number in range(700)]
     path = write_csv(folder / "many.csv", rows, ("path", "text"))
