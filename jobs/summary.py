@@ -13,6 +13,7 @@ from jobs.export.table import HEADER, export_rows
 from jobs.guard.words import summary_fact
 from jobs.progress import seconds_text
 from service import artifacts
+from service.spec.counted import counted
 from service.spec.export import HF
 from service.storage import Storage
 
@@ -38,7 +39,7 @@ def print_summary(root: Storage, metrics: dict[str, Any]) -> None:
 def _verdict(metrics: dict[str, Any]) -> str:
     if "tuned" not in metrics:
         model = metrics["model"]
-        return f"WER {model['wer']:.1%} on {model['utterances']} clips"
+        return f"WER {model['wer']:.1%} on {counted(model['utterances'], 'clip')}"
     base, tuned = metrics["base"]["wer"], metrics["tuned"]["wer"]
     if metrics["promoted"]:
         return f"[green]better[/green]: WER {base:.1%} -> {tuned:.1%}"

@@ -17,6 +17,7 @@ from jobs.manifest.store import Store
 from jobs.manifest.write import TRAIN, VAL, WARNINGS, SplitWriter, write_remarks
 from service.artifacts import REJECTS
 from service.errors import Fault, InputError, ManifestError
+from service.spec.counted import counted
 from service.spec.manifests import ALLOWED, AUTO, SEED, VAL_RATIO, language_faults
 from service.spec.sections import DataConfig
 from service.writing import writing
@@ -128,7 +129,7 @@ def _sides(store: Store, location: str, rows: int, val_ratio: float, seed: int, 
     held = sum(sides[number] for number, *_ in store.places())
     if 0 < held < usable:
         return sides
-    message = f"leaves no {'validation' if usable else 'usable'} clip: {usable} usable of {rows} rows"
+    message = f"leaves no {'validation' if usable else 'usable'} clip: {usable} usable of {counted(rows, 'row')}"
     if usable and held == usable:
         message = message.replace("validation", "train")
     if (first := next(store.remarks(), None)) is not None:

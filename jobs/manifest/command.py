@@ -11,6 +11,7 @@ from typing import Any
 
 from service.errors import EXIT_DONE, ManifestError
 from service.spec.checks import require_base
+from service.spec.counted import counted
 from service.spec.manifests import ALLOWED, AUTO, KINDS, LANGUAGE, LIMITS, SEED, VAL_RATIO, limits_of, option
 
 
@@ -93,16 +94,16 @@ def _build(options: argparse.Namespace, reporter: Any) -> Outcome:
         **_common(options),
     )
     lines = [
-        f"{report.folder}/train.csv  {report.train} clips, {report.train_hours:.2f} h",
-        f"{report.folder}/val.csv  {report.val} clips, {report.val_hours:.2f} h",
+        f"{report.folder}/train.csv  {counted(report.train, 'clip')}, {report.train_hours:.2f} h",
+        f"{report.folder}/val.csv  {counted(report.val, 'clip')}, {report.val_hours:.2f} h",
     ]
     if report.rejected:
         why = ", ".join(f"{count} {kind}" for kind, count in report.reasons.items())
-        lines.append(f"{report.folder}/rejects.csv  {report.rejected} clips left out: {why}")
+        lines.append(f"{report.folder}/rejects.csv  {counted(report.rejected, 'clip')} left out: {why}")
     else:
         lines.append("no clip was left out")
     if report.warnings:
-        lines.append(f"{report.folder}/warnings.csv  {report.warnings} clips whose text may not be meant")
+        lines.append(f"{report.folder}/warnings.csv  {counted(report.warnings, 'clip')} whose text may not be meant")
     return asdict(report), lines, EXIT_DONE
 
 
@@ -125,11 +126,11 @@ def _check(options: argparse.Namespace, reporter: Any) -> Outcome:
         faults = sum(part["reasons"].values())
         why = f": {', '.join(f'{count} {kind}' for kind, count in part['reasons'].items())}" if faults else ""
         warnings = sum(part["warnings"].values())
-        tail = f"; {warnings} warnings" if warnings else ""
-        lines.append(f"{part['csv']}  {part['rows']} rows, {part['usable']} usable{why}{tail}")
+        tail = f"; {counted(warnings, 'warning')}" if warnings else ""
+        lines.append(f"{part['csv']}  {counted(part['rows'], 'row')}, {part['usable']:,} usable{why}{tail}")
     for what, count in report["overlap"].items():
         if count:
-            lines.append(f"{count} {what}{'s' if count > 1 else ''} in more than one of the CSVs")
+            lines.append(f"{counted(count, what)} in more than one of the CSVs")
     return report, lines, EXIT_DONE if report["ok"] else ManifestError.exit_code
 
 
@@ -148,11 +149,11 @@ def _described(part: dict[str, Any]) -> list[tuple[str, str]]:
     length, words = part["length_s"], part["vocabulary"]
     lines = [("clips", f"{part['clips']:,}, {part['hours']:.2f} h")]
     if part["no_speech"]:
-        lines.append(("no speech", f"{part['no_speech']:,} clips"))
+        lines.append(("no speech", counted(part["no_speech"], "clip")))
     if part["with_segments"]:
-        lines.append(("segments", f"{part['segments']:,} in {part['with_segments']:,} clips"))
+        lines.append(("segments", f"{part['segments']:,} in {counted(part['with_segments'], 'clip')}"))
     if part["of_unknown_length"]:
-        lines.append(("unreadable", f"{part['of_unknown_length']:,} clips, of unknown length"))
+        lines.append(("unreadable", f"{counted(part['of_unknown_length'], 'clip')}, of unknown length"))
     percentiles = ", ".join(f"{length[key]:.2f} ({key})" for key in length if key.startswith("p"))
     span = f"{length['min']:.2f} to {length['max']:.2f}, mean {length['mean']:.2f}; {percentiles}"
     lines.append(("seconds", span))
@@ -167,7 +168,7 @@ def _described(part: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _listed(table: dict[str, dict[str, Any]], most: int | None = None) -> str:
     entries = list(table.items())[:most]
-    return ", ".join(f"{name} {entry['clips']:,} clips {entry['hours']:.2f} h" for name, entry in entries)
+    return ", ".join(f"{name} {counted(entry['clips'], 'clip')} {entry['hours']:.2f} h" for name, entry in entries)
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:

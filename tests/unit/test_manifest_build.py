@@ -246,7 +246,7 @@ def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:
 
 def test_a_side_without_clips_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     record(tmp_path / "clips/alone.wav")
-    with pytest.raises(ManifestError, match=r"leaves no (train|validation) clip: 1 usable of 1 rows"):
+    with pytest.raises(ManifestError, match=r"leaves no (train|validation) clip: 1 usable of 1 row"):
         build(tmp_path / "clips", tmp_path / "out")
     (tmp_path / "clips/alone.wav").write_bytes(b"")
     with pytest.raises(ManifestError, match=r"left out: alone\.wav, cannot be read"):

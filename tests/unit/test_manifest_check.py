@@ -285,6 +285,16 @@ def test_limits_that_are_out_of_their_range_are_all_named(
     ]
 
 
+def test_one_of_a_kind_is_said_in_the_singular(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = str(write_csv(folder / "a.csv", [("0.wav", "привет", "en", "eve")], ("path", "text", "language", "speaker")))
+    assert main(["manifest", "check", one]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{one}  1 row, 1 usable; 1 warning"
+    assert main(["manifest", "stats", one]) == 0
+    said = capsys.readouterr().out
+    assert "en 1 clip 0.00 h" in said
+    assert "1 clips" not in said
+
+
 def test_check_counts_tokens_with_the_models_own_tokenizer(
     folder: Path, nano: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

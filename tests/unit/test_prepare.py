@@ -140,8 +140,8 @@ def test_very_many_faults_are_counted_and_a_hundred_shown(run: Prepare) -> None:
     write_csv(run.data / "train.csv", [("gone.wav", "text", "en")] * 2500)
     faults = run.faults()
     assert len(faults) == 102
-    assert faults[100] == "...: and 2400 more rows"
-    assert faults[101].startswith("2500 rows cannot be used")
+    assert faults[100] == "...: and 2,400 more rows"
+    assert faults[101].startswith("2,500 rows cannot be used")
 
 
 def test_thirty_seconds_are_not_too_long(run: Prepare) -> None:
