@@ -122,7 +122,9 @@ def _plain(remark: Remark, sources: Sequence[str]) -> dict[str, Any]:
 
 
 def _write(path: Path, store: Store, sources: Sequence[str]) -> None:
-    with writing(path, "give another file"), written_aside(path.resolve()) as file:
-        writer = csv.DictWriter(file, ("csv", "line", "path", "kind", "reason"), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_plain(remark, sources) for remark in store.remarks())
+    with writing(path, "give another file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(path.resolve()) as file:
+            writer = csv.DictWriter(file, ("csv", "line", "path", "kind", "reason"), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(_plain(remark, sources) for remark in store.remarks())

@@ -48,8 +48,8 @@ def require_rejects_place(rejects: Path, sources: Sequence[str]) -> None:
         InputError: it is one of the sources, a folder, or cannot be written.
         StorageError: its disk is full or read-only.
     """
-    if source := next((source for source in sources if _same(source, rejects)), None):
-        raise InputError([Fault("--rejects", f"is {source}, which is checked; give another file", str(rejects))])
+    if any(_same(source, rejects) for source in sources):
+        raise InputError([Fault("--rejects", "is one of the CSVs to check; give another file", str(rejects))])
     require_file("--rejects", rejects)
 
 

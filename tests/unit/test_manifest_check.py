@@ -75,7 +75,7 @@ def test_the_list_of_faults_never_takes_the_place_of_what_is_checked(folder: Pat
     (tmp_path / "link.csv").symlink_to(source)
     before = source.read_bytes()
     for rejects in (source, tmp_path / "link.csv"):
-        with pytest.raises(InputError, match=r"--rejects: .* is .*a\.csv, which is checked; give another file"):
+        with pytest.raises(InputError, match=r"--rejects: .* is one of the CSVs to check; give another file"):
             check([str(folder / "none.csv"), str(source)], rejects=rejects)
     assert source.read_bytes() == before
 
@@ -88,6 +88,8 @@ def test_a_place_for_faults_that_cannot_be_written_is_refused(folder: Path, plac
 
 def test_a_list_of_faults_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "a.csv", [(f"none{n}.wav", "hello") for n in range(1000)], ("path", "text"))
+    check([str(source)], rejects=tmp_path / "new/folder/rejects.csv")
+    assert len((tmp_path / "new/folder/rejects.csv").read_text().splitlines()) == 1001
     with small_disk(tmp_path / "disk", "16k"):
         rejects = tmp_path / "disk/rejects.csv"
         rejects.write_text("of last time")
