@@ -13,6 +13,7 @@ from jobs.export.table import export_markdown
 from jobs.guard.words import card_lines
 from service.artifacts import ADAPTER, CARD, MERGED, BaseModelRecord
 from service.report.paired import in_words
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 from service.spec.languages import LANGUAGES
 from service.spec.paths import is_stored
@@ -161,9 +162,10 @@ def _body(spec: JobSpec, metrics: dict[str, Any], data: dict[str, Any], base: Ba
         "",
         "## Training",
         "",
-        f"{training['steps']} steps of {training['effective_batch']} clips in {_precision(training['precision'])};"
+        f"{counted(training['steps'], 'step')} of {counted(training['effective_batch'], 'clip')} in"
+        f" {_precision(training['precision'])};"
         f" the adapter of step {training['best_step']} was the best on the validation split.",
-        f"{metrics['adapter']['modules']} modules adapted, all of them changed;"
+        f"{counted(metrics['adapter']['modules'], 'module')} adapted, all of them changed;"
         f" {metrics['adapter']['trainable_parameters']:,} parameters trained.",
         *_beginning(spec.training.lora_init, metrics["adapter"]),
         "",
@@ -188,7 +190,9 @@ def _beginning(init: bool | str, adapter: dict[str, Any]) -> list[str]:
     if init == "eva":
         smallest, largest = adapter["ranks"]
         left_out = len(adapter["without_adapter"])
-        lines.append(f"`eva` gave ranks of {smallest} to {largest}, and left {left_out} modules without an adapter.")
+        lines.append(
+            f"`eva` gave ranks of {smallest} to {largest}, and left {counted(left_out, 'module')} without an adapter."
+        )
     return lines
 
 

@@ -168,13 +168,14 @@ def _resource_faults(spec: str, answer: dict[str, Any]) -> Iterator[Found]:
     from dataclasses import replace
 
     from jobs.cluster.resources import missing_resources, resources_for
+    from service.spec.counted import counted
     from service.spec.job import JobSpec
 
     job = JobSpec.model_validate_json(spec)
     needed = resources_for(job)
     if not (missing := missing_resources(needed)):
         return
-    where, text = "resources", f"{needed.workers} workers ask for {missing}"
+    where, text = "resources", f"{counted(needed.workers, 'worker asks', 'workers ask')} for {missing}"
     fewest = job.resources.min_workers
     fits = fewest is not None and not missing_resources(replace(needed, workers=fewest))
     if answer["can_grow"] or fits:

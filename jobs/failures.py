@@ -18,9 +18,9 @@ from service.errors import (
     WhisperJobsError,
     WorkerLostError,
 )
+from service.writing import FULL, NO_ROOM
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
+_NOT_WRITABLE = NO_ROOM | {errno.EACCES, errno.EPERM, errno.ENOTDIR}
 # The native writers of safetensors, Arrow and torch raise errors of their own, with the system's text in them.
 _NO_SPACE = ("no space left on device", "disk quota exceeded", "read-only file system")
 _NO_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "cannot allocate memory")
@@ -49,6 +49,12 @@ def explain(error: BaseException) -> WhisperJobsError:
     return JobFailedError(short)
 
 
+def explain_alone(error: BaseException) -> WhisperJobsError:
+    """The same for a command that leaves no checkpoint."""
+    found = explain(error)
+    return found if found is error else type(found)(str(found).removesuffix(f". {GO_ON}"))
+
+
 @contextlib.contextmanager
 def inputs_that_were_there() -> Iterator[None]:
     """What is read here was read before: that it cannot be read now is no fault of the spec.
@@ -66,7 +72,7 @@ def inputs_that_were_there() -> Iterator[None]:
 
 def root_not_writable(root: str, error: OSError) -> WhisperJobsError:
     """What a root that takes no file at a job's start means: bad input, or a disk that is full."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return StorageError(f"{root}: the disk is full ({error.strerror}); make room and try again")
     reason = error.strerror or str(error)
     return InputError([Fault(root, f"cannot be written ({reason}); give another outdir or storage.uri")])

@@ -23,6 +23,7 @@ from service.errors import (
 )
 from service.spec import flags
 from service.spec.load import load_spec
+from service.writing import drop_output
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the outermost edge
         if options.debug:
             traceback.print_exc()
-        return _show_failure(error, as_json=options.output == "json")
+        return _show_failure(error, as_json=options.output == "json", goes_on=not manifest)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -97,15 +98,16 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="Show tracebacks.")
 
 
-def _show_failure(error: BaseException, *, as_json: bool) -> int:
+def _show_failure(error: BaseException, *, as_json: bool, goes_on: bool) -> int:
     """Print an error for its reader; returns the exit code."""
     faults: list[Fault] = []
     if isinstance(error, KeyboardInterrupt):
         error = InterruptedByUserError("interrupted")
     elif isinstance(error, OSError | MemoryError):
-        from jobs.failures import explain
+        from jobs.failures import explain, explain_alone
 
-        error = explain(error)
+        drop_output(error)
+        error = explain(error) if goes_on else explain_alone(error)
     if isinstance(error, WhisperJobsError):
         message, code = str(error), error.exit_code
         faults = error.faults if isinstance(error, InputError) else []

@@ -30,6 +30,9 @@ WEIGHT_FILES = (
 )
 
 
+BASE_MODEL = "training.base_model"
+"""What errors call a checkpoint, if nothing else is said."""
+
 _NOT_READABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, HfHubHTTPError)
 
 
@@ -74,7 +77,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def at_hand(name: str, setting: str = "training.base_model") -> str:
+def at_hand(name: str, setting: str = BASE_MODEL) -> str:
     """What the libraries are given for the name of a model or dataset: the copy, on this machine, of a folder in object
     storage; a hub id or a local folder as it is.
 
@@ -104,14 +107,18 @@ def load_processor(name: str) -> Any:
         return WhisperProcessor.from_pretrained(place)
 
 
-def load_prompter(name: str) -> Prompter:
+def load_prompter(name: str, setting: str = BASE_MODEL) -> Prompter:
     """The decoder's tokens of a checkpoint, without loading its weights.
+
+    Args:
+        name: hub id, local folder, or URI of a folder.
+        setting: what an error calls it.
 
     Raises:
         SpecError: it cannot be had.
     """
-    place = at_hand(name)
-    with reading(name):
+    place = at_hand(name, setting)
+    with reading(name, setting):
         config = WhisperConfig.from_pretrained(place)
         generation = load_generation(place)
         tokenizer = WhisperProcessor.from_pretrained(place).tokenizer
@@ -205,8 +212,8 @@ def weight_files(name: str, revision: str | None = None) -> list[Path]:
 class reading:  # noqa: N801  # used as a function is, in `with`
     """Turns the many ways in which a checkpoint cannot be had into one error that says what to do."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, setting: str = BASE_MODEL) -> None:
+        self.name, self.setting = name, setting
 
     def __enter__(self) -> None:
         return None
@@ -225,7 +232,7 @@ class reading:  # noqa: N801  # used as a function is, in `with`
             why = f"is no complete Whisper checkpoint ({_first_line(error)})"
         else:
             why = f"cannot be loaded ({_first_line(error)}); give a hub id or a local folder, and check the network"
-        raise SpecError([Fault("training.base_model", why, self.name)]) from error
+        raise SpecError([Fault(self.setting, why, self.name)]) from error
 
 
 def _first_line(error: BaseException) -> str:

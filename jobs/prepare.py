@@ -31,6 +31,7 @@ from jobs.text import TextNormaliser
 from jobs.tokens import Prompter
 from service.artifacts import DATA, DATASET, REJECTS
 from service.errors import Fault, ManifestError
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
 from service.storage import Storage
@@ -260,11 +261,11 @@ def _settle(splits: list[Split], *, reject: bool) -> None:
     count = sum(split.rejected for split in splits)
     if count and not reject:
         if count > len(shown):
-            shown.append(Fault("...", f"and {count - len(shown)} more rows"))
+            shown.append(Fault("...", f"and {counted(count - len(shown), 'more row')}"))
         way_out = (
             "mend the rows, or leave them out with --set data.bad_rows=reject (they are then listed in rejects.csv)"
         )
-        raise ManifestError([*shown, Fault(f"{count} rows cannot be used", way_out)])
+        raise ManifestError([*shown, Fault(f"{counted(count, 'row')} cannot be used", way_out)])
     empty = [Fault(split.source, "has no usable row") for split in splits if not split.rows]
     if empty:
         raise ManifestError([*shown, *empty])

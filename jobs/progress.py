@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jobs.trials_shown import TrialsShown
+from service.spec.counted import counted
 
 _LINE_EVERY_S = 10.0
 
@@ -148,13 +149,14 @@ class Reporter:
         if self._console.is_terminal is False and time.monotonic() - self._last_line < self._every_s:
             return
         self._last_line = time.monotonic()
-        self._say(f"{event['split']}: {event['rows']:,} rows checked")
+        self._say(f"{event['split']}: {counted(event['rows'], 'row')} checked")
 
     def _model(self, event: dict[str, Any]) -> None:
         share = event["trainable_parameters"] / event["parameters"]
         self._say(
-            f"{event['modules']} modules adapted; {event['trainable_parameters']:,} of {event['parameters']:,} "
-            f"parameters are trained ({share:.2%}); {_precision(event['precision'])} on {event['device']}"
+            f"{counted(event['modules'], 'module')} adapted; "
+            f"{event['trainable_parameters']:,} of {event['parameters']:,} parameters "
+            f"are trained ({share:.2%}); {_precision(event['precision'])} on {event['device']}"
         )
         if event["resumed_from_step"]:
             self._say(f"going on from step {event['resumed_from_step']} of {event['steps']}")

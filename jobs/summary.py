@@ -17,6 +17,7 @@ from jobs.guard.words import summary_fact
 from jobs.progress import seconds_text
 from service import artifacts
 from service.report.paired import in_words
+from service.spec.counted import counted
 from service.spec.export import HF
 from service.storage import Storage
 
@@ -58,7 +59,7 @@ def _command(name: str, root: Storage) -> str:
 def _verdict(metrics: dict[str, Any]) -> str:
     if "tuned" not in metrics:
         model = metrics["model"]
-        return f"WER {model['wer']:.1%} on {model['utterances']} clips"
+        return f"WER {model['wer']:.1%} on {counted(model['utterances'], 'clip')}"
     base, tuned = metrics["base"]["wer"], metrics["tuned"]["wer"]
     if metrics["promoted"]:
         found = metrics.get("difference")

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from service.spec.counted import counted
 from service.spec.space import value_words, words_of
 from service.trials import ENDED, score_text
 
@@ -76,7 +77,7 @@ class TrialsShown:
         last = self._latest
         rows = sorted(self._rows.values(), key=_order)
         names = list(dict.fromkeys(name for row in rows for name in row["settings"]))
-        title = f"{last['done']} of {last['planned']} trials done"
+        title = f"{last['done']} of {counted(last['planned'], 'trial')} done"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("trial", last["metric"].upper(), "done", *names, "status"):
             table.add_column(column, no_wrap=True)

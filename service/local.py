@@ -41,8 +41,11 @@ def run_locally(spec: JobSpec, *, overwrite: bool, output: str, debug: bool) -> 
         return run_module(arguments, output=output, debug=debug)
 
 
-def run_module(arguments: Sequence[str], *, output: str, debug: bool) -> int:
+def run_module(arguments: Sequence[str], *, output: str, debug: bool, goes_on: bool = True) -> int:
     """Run the cluster's program here, on a local Ray even where RAY_ADDRESS names a cluster.
+
+    Args:
+        goes_on: whether it is a job, which leaves checkpoints.
 
     Raises:
         InfeasibleError: the packages that it needs are not installed here.
@@ -52,10 +55,11 @@ def run_module(arguments: Sequence[str], *, output: str, debug: bool) -> int:
     code = wait_for(command, os.environ | {"RAY_ADDRESS": "local"})
     if code > 128 and code != EXIT_INTERRUPTED:
         name = signal.Signals(code - 128).name
-        text = f"the job's process was ended by {name}, which the system sends where memory runs out"
-        if name != "SIGKILL":
-            text = f"the job's process was ended by {name}"
-        text += ". The same command goes on from the last checkpoint"
+        text = f"the {'job' if goes_on else 'command'}'s process was ended by {name}"
+        if name == "SIGKILL":
+            text += ", which the system sends where memory runs out"
+        if goes_on:
+            text += ". The same command goes on from the last checkpoint"
         print(failure_text(text, [], code, as_json=output == "json"), file=sys.stderr)
     return code
 

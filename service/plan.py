@@ -11,6 +11,7 @@ from typing import Any
 
 from service.memory import Memory, evaluation_memory, host_memory, training_memory
 from service.spec.check_space import telling_points
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
 from service.spec.shared import is_shared, trials_together
@@ -297,7 +298,7 @@ def _notes(spec: JobSpec, rows: int | None, schedule: Schedule | None) -> list[s
     training = spec.training
     if schedule.total_steps < training.eval_steps:
         notes.append(
-            f"eval_steps is {training.eval_steps} and the training has {schedule.total_steps} steps: "
+            f"eval_steps is {training.eval_steps} and the training has {counted(schedule.total_steps, 'step')}: "
             "only its end is evaluated"
         )
     if schedule.effective_batch > rows:

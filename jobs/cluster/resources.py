@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import ray
 
 from service.errors import InfeasibleError
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 
 
@@ -67,8 +68,8 @@ def infeasible(needed: Resources, missing: str, where: str) -> InfeasibleError:
         asking = "1 process asks" if needed.workers == 1 else f"{needed.workers} workers ask"
         return InfeasibleError(f"resources: {asking} for {missing}; {where} has no more. {way_out}")
     return InfeasibleError(
-        f"resources: {needed.workers} workers ask for {in_words(needed)}, which {where} has, but other jobs hold them. "
-        f"Wait longer (resources.wait_s), or {way_out}"
+        f"resources: {counted(needed.workers, 'worker asks', 'workers ask')} for {in_words(needed)}, which {where} "
+        f"has, but other jobs hold them. Wait longer (resources.wait_s), or {way_out}"
     )
 
 
@@ -77,7 +78,7 @@ def in_words(needed: Resources, nodes: list[dict[str, float]] | None = None) -> 
     parts = []
     for name, amount in needed.per_worker().items():
         there = "" if nodes is None else f" (there are {sum(node.get(name, 0.0) for node in nodes):g})"
-        parts.append(f"{amount * needed.workers:g} {name}s{there}")
+        parts.append(f"{counted(amount * needed.workers, name)}{there}")
     return " and ".join(parts)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from jobs.demo.sentences import sample_sentences
 from jobs.demo.speech import Voice, synthesise
+from service.spec.counted import counted
 
 SPANISH_SHARE = 0.2
 # How often each sample rate comes, relative to the others. A whisper over a telephone's 8 kHz is the hardest.
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     paths = make_speech(arguments.directory, arguments.clips, arguments.seed)
-    print(f"{len(paths)} clips in {arguments.directory}")
+    print(f"{counted(len(paths), 'clip')} in {arguments.directory}")
 
 
 if __name__ == "__main__":

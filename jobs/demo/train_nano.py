@@ -27,6 +27,7 @@ from jobs.demo.compact import CompactWhisper, NanoConfig, expand, kept_token_ids
 from jobs.demo.nano import generation_config
 from jobs.demo.tokenizer import ASSETS, build_tokenizer
 from jobs.demo.training_data import IGNORED, Clip, make_clips, target_ids
+from service.spec.counted import counted
 
 WINDOW_FRAMES = 3000
 GROUP = 16  # batches sorted by length together
@@ -196,7 +197,7 @@ def main() -> None:
     started = time.monotonic()
     tokenizer = build_tokenizer()
     clips = make_clips(schedule.clips, schedule.seed)
-    log(f"{len(clips)} clips in {time.monotonic() - started:.0f} s")
+    log(f"{counted(len(clips), 'clip')} in {time.monotonic() - started:.0f} s")
     torch.manual_seed(schedule.seed)
     kept_ids = kept_token_ids(tokenizer)
     compact = CompactWhisper(config, kept_ids)

@@ -8,6 +8,7 @@ from typing import Any
 from jobs.card import USES, card_metadata, marks_kept
 from jobs.export.table import export_markdown
 from service.artifacts import BaseModelRecord, folder_of
+from service.spec.counted import counted
 from service.spec.export import ARTIFACTS
 from service.spec.job import JobSpec
 
@@ -52,7 +53,7 @@ def export_card(spec: JobSpec, metrics: dict[str, Any], base: BaseModelRecord) -
         f"# {metrics['job_id']}",
         "",
         f"`{_shown(base)}`{' with an adapter' if adapted else ''}: WER {model['wer']:.2%}, CER {model['cer']:.2%} on",
-        f"{model['utterances']} clips, after Whisper's own text normaliser{marks_kept(spec)}.",
+        f"{counted(model['utterances'], 'clip')}, after Whisper's own text normaliser{marks_kept(spec)}.",
         *(
             [
                 f"Merged in float32: logits within {merge['max_logit_difference']:.0e} of the adapter's, and weights",

@@ -10,6 +10,7 @@ from typing import Any
 from jobs.guard.faults import BAD_TIMESTAMPS, KINDS, LOOPS, TEXT_ON_SILENCE, is_loop, timestamp_problem
 from jobs.guard.hear import Heard
 from jobs.score import Scorer, Utterance, summarise
+from service.spec.counted import counted
 from service.spec.guard import GuardConfig
 from service.spec.languages import LANGUAGES
 
@@ -43,7 +44,7 @@ def check(record: dict[str, Any], heard: Heard, scorer: Scorer) -> Checked:
     if record["no_speech"]:
         words = [word for word in scorer.normalise(heard.text, language).split() if any(map(str.isalnum, word))]
         if words:
-            faults[TEXT_ON_SILENCE] = f"{len(words)} word{'s' if len(words) > 1 else ''}"
+            faults[TEXT_ON_SILENCE] = counted(len(words), "word")
         return Checked(utterance, True, heard, faults)
     if is_loop(heard.text, language) and not is_loop(utterance.reference, language):
         faults[LOOPS] = KINDS[LOOPS]
@@ -107,7 +108,7 @@ def verdict(base: list[Checked], tuned: list[Checked], settings: GuardConfig) ->
 
 
 def _prefix(count: int) -> str:
-    return f"on {count} clip{'s' if count > 1 else ''} of the guard, and not before, it"
+    return f"on {counted(count, 'clip')} of the guard, and not before, it"
 
 
 def _wer_reasons(before: dict[str, Any], after: dict[str, Any], limit: float) -> Iterable[str]:

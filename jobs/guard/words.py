@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.guard.faults import BAD_TIMESTAMPS, LOOPS, TEXT_ON_SILENCE
+from service.spec.counted import counted
 from service.spec.languages import LANGUAGES
 
 LABELS = {TEXT_ON_SILENCE: "text on silence", LOOPS: "loops", BAD_TIMESTAMPS: "bad timestamps"}
@@ -19,7 +20,7 @@ def card_lines(metrics: dict[str, Any]) -> list[str]:
     return [
         "## What it must not forget",
         "",
-        f"On {result['utterances']} clips of other kinds, transcribed with timestamps:",
+        f"On {counted(result['utterances'], 'clip')} of other kinds, transcribed with timestamps:",
         "",
         "| | base | tuned |",
         "|---|---:|---:|",
@@ -38,9 +39,8 @@ def summary_fact(result: dict[str, Any]) -> str:
     base, tuned = result["base"], result["tuned"]
     counts = ", ".join(f"{label} {base[kind]} -> {tuned[kind]}" for kind, label in LABELS.items())
     held = "worse than the base" if result["reasons"] else "no worse than the base"
-    return (
-        f"{held} on {result['utterances']} clips  (WER {_percent(base['wer'])} -> {_percent(tuned['wer'])}; {counts})"
-    )
+    change = f"WER {_percent(base['wer'])} -> {_percent(tuned['wer'])}"
+    return f"{held} on {counted(result['utterances'], 'clip')}  ({change}; {counts})"
 
 
 def _percent(rate: float | None) -> str:

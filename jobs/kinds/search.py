@@ -9,6 +9,7 @@ from jobs.kinds.evaluate import score_rows
 from jobs.kinds.training import begin_training, finish_training
 from jobs.progress import seconds_text
 from service.artifacts import BASE_LINES, BaseModelRecord
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 from service.spec.space import planned_trials, words_of
 from service.trials import ENDED, Search, Trial
@@ -70,7 +71,7 @@ def _plan_words(job: Job) -> str:
     budgets += [f"{search.gpu_hours:g} GPU-hours"] if search.gpu_hours else []
     within = f", within {' and '.join(budgets)}" if budgets else ""
     repeats = f", {search.repeats} seeds each" if search.repeats > 1 else ""
-    return f"{planned_trials(job.spec)} trials by {search.sampler}, {search.scheduler}{repeats}{within}"
+    return f"{counted(planned_trials(job.spec), 'trial')} by {search.sampler}, {search.scheduler}{repeats}{within}"
 
 
 def _share(trial: Trial, spec: JobSpec) -> float:

@@ -8,14 +8,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.manifest.columns import require_manifests
 from jobs.manifest.examine import Limits
 from jobs.manifest.examine_all import examine_all
 from jobs.manifest.parallel import usable_cpus
+from jobs.manifest.place import require_rejects_place
 from jobs.manifest.rows import read_rows
 from jobs.manifest.split import SHARED
 from jobs.manifest.store import Remark, Store
+from jobs.manifest.write import written_aside
 from service.errors import Fault, ManifestError, StorageError
+from service.spec.manifests import LANGUAGE
 from service.spec.sections import DataConfig
+from service.writing import writing
 
 if TYPE_CHECKING:
     from jobs.tokens import Prompter
@@ -27,7 +32,7 @@ SHOWN = 100
 def check(
     sources: Sequence[str],
     *,
-    language: str = "en",
+    language: str = LANGUAGE,
     limits: Limits | None = None,
     prompter: Prompter | None = None,
     group: str | None = None,
@@ -46,7 +51,7 @@ def check(
         group: column of whose values none may be in two of the CSVs.
         keep_duplicates: pass over clips with the same audio.
         processes: that decode; None: one per CPU.
-        rejects: CSV to write every fault to.
+        rejects: CSV to write every fault to, none of the sources.
         progress: called with (CSV, rows done).
 
     Returns:
@@ -54,8 +59,14 @@ def check(
         what they are, "faults" and "warnings": the first ones of each as {"csv", "line", "path", "kind", "reason"}}.
 
     Raises:
-        ManifestError: a CSV cannot be read at all, or lacks a column; faults of all CSVs.
+        InputError: an argument is unusable.
+        ManifestError: a CSV cannot be read at all, has no row or lacks a column; faults of all CSVs.
+        StorageError: the faults cannot be written.
     """
+    if rejects is not None:
+        require_rejects_place(rejects, sources)
+    group = group.strip().lower() if group else None
+    require_manifests(sources, language, "--group", group)
     unreadable: list[Fault] = []
     rows = [0] * len(sources)
     with Store(group) as store:
@@ -111,7 +122,9 @@ def _plain(remark: Remark, sources: Sequence[str]) -> dict[str, Any]:
 
 
 def _write(path: Path, store: Store, sources: Sequence[str]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ("csv", "line", "path", "kind", "reason"), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_plain(remark, sources) for remark in store.remarks())
+    with writing(path, "give another file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(path.resolve()) as file:
+            writer = csv.DictWriter(file, ("csv", "line", "path", "kind", "reason"), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(_plain(remark, sources) for remark in store.remarks())

@@ -10,28 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import EXIT_DONE, ManifestError
-from service.spec.sections import DataConfig
-
-LIMITS = ("min_duration_s", "silence_dbfs", "clipped_share")
-"""Settings of a spec's `data` that are options here."""
+from service.spec.checks import require_base
+from service.spec.counted import counted
+from service.spec.manifests import ALLOWED, AUTO, KINDS, LANGUAGE, LIMITS, SEED, VAL_RATIO, limits_of, option
 
 
 def add_parsers(parser: argparse.ArgumentParser, add_common: Callable[[argparse.ArgumentParser], None]) -> None:
     """Give a parser the commands below `manifest`."""
-    from jobs.manifest.build import ALLOWED
-    from jobs.manifest.sources import SOURCES
-
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", description="Make manifests.", allow_abbrev=False)
     build.add_argument("source")
     build.add_argument("--out", required=True)
-    build.add_argument("--kind", choices=("auto", *SOURCES), default="auto")
+    build.add_argument("--kind", choices=KINDS, default=AUTO)
     build.add_argument("--pattern")
-    build.add_argument("--val-ratio", type=float, default=0.1)
-    build.add_argument("--seed", type=int, default=42)
+    build.add_argument("--val-ratio", type=float, default=VAL_RATIO)
+    build.add_argument("--seed", type=int, default=SEED)
     for name in ("path-column", "text-column", "audio-root", "dataset-config"):
         build.add_argument(f"--{name}")
     build.add_argument("--allow-overlap", action="append", choices=ALLOWED, default=[])
+    build.add_argument("--overwrite", action="store_true")
     check = commands.add_parser("check", description="Check manifests.", allow_abbrev=False)
     check.add_argument("csv", nargs="+")
     check.add_argument("--rejects")
@@ -44,9 +41,9 @@ def add_parsers(parser: argparse.ArgumentParser, add_common: Callable[[argparse.
         command.add_argument("--base-model")
         command.add_argument("--processes", type=int)
         for name in LIMITS:
-            command.add_argument(f"--{name.replace('_', '-')}", type=float)
+            command.add_argument(option(name), type=float)
     for command in (build, check, stats):
-        command.add_argument("--language", default="en")
+        command.add_argument("--language", default=LANGUAGE)
         add_common(command)
 
 
@@ -59,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
         result, lines, code = COMMANDS[options.command](options, reporter)
     finally:
         reporter.close()
-    print(json.dumps(result, indent=2, ensure_ascii=False) if options.output == "json" else "\n".join(lines))
+    text = json.dumps(result, indent=2, ensure_ascii=False) if options.output == "json" else "\n".join(lines)
+    print(text, flush=True)  # a full disk shows here, not when the interpreter ends
     return code
 
 
@@ -91,20 +89,21 @@ def _build(options: argparse.Namespace, reporter: Any) -> Outcome:
         val_ratio=options.val_ratio,
         seed=options.seed,
         allowed=options.allow_overlap,
+        overwrite=options.overwrite,
         progress=progress,
         **_common(options),
     )
     lines = [
-        f"{report.folder}/train.csv  {report.train} clips, {report.train_hours:.2f} h",
-        f"{report.folder}/val.csv  {report.val} clips, {report.val_hours:.2f} h",
+        f"{report.folder}/train.csv  {counted(report.train, 'clip')}, {report.train_hours:.2f} h",
+        f"{report.folder}/val.csv  {counted(report.val, 'clip')}, {report.val_hours:.2f} h",
     ]
     if report.rejected:
         why = ", ".join(f"{count} {kind}" for kind, count in report.reasons.items())
-        lines.append(f"{report.folder}/rejects.csv  {report.rejected} clips left out: {why}")
+        lines.append(f"{report.folder}/rejects.csv  {counted(report.rejected, 'clip')} left out: {why}")
     else:
         lines.append("no clip was left out")
     if report.warnings:
-        lines.append(f"{report.folder}/warnings.csv  {report.warnings} clips whose text may not be meant")
+        lines.append(f"{report.folder}/warnings.csv  {counted(report.warnings, 'clip')} whose text may not be meant")
     return asdict(report), lines, EXIT_DONE
 
 
@@ -127,11 +126,11 @@ def _check(options: argparse.Namespace, reporter: Any) -> Outcome:
         faults = sum(part["reasons"].values())
         why = f": {', '.join(f'{count} {kind}' for kind, count in part['reasons'].items())}" if faults else ""
         warnings = sum(part["warnings"].values())
-        tail = f"; {warnings} warnings" if warnings else ""
-        lines.append(f"{part['csv']}  {part['rows']} rows, {part['usable']} usable{why}{tail}")
+        tail = f"; {counted(warnings, 'warning')}" if warnings else ""
+        lines.append(f"{part['csv']}  {counted(part['rows'], 'row')}, {part['usable']:,} usable{why}{tail}")
     for what, count in report["overlap"].items():
         if count:
-            lines.append(f"{count} {what}{'s' if count > 1 else ''} in more than one of the CSVs")
+            lines.append(f"{counted(count, what)} in more than one of the CSVs")
     return report, lines, EXIT_DONE if report["ok"] else ManifestError.exit_code
 
 
@@ -150,11 +149,11 @@ def _described(part: dict[str, Any]) -> list[tuple[str, str]]:
     length, words = part["length_s"], part["vocabulary"]
     lines = [("clips", f"{part['clips']:,}, {part['hours']:.2f} h")]
     if part["no_speech"]:
-        lines.append(("no speech", f"{part['no_speech']:,} clips"))
+        lines.append(("no speech", counted(part["no_speech"], "clip")))
     if part["with_segments"]:
-        lines.append(("segments", f"{part['segments']:,} in {part['with_segments']:,} clips"))
+        lines.append(("segments", f"{part['segments']:,} in {counted(part['with_segments'], 'clip')}"))
     if part["of_unknown_length"]:
-        lines.append(("unreadable", f"{part['of_unknown_length']:,} clips, of unknown length"))
+        lines.append(("unreadable", f"{counted(part['of_unknown_length'], 'clip')}, of unknown length"))
     percentiles = ", ".join(f"{length[key]:.2f} ({key})" for key in length if key.startswith("p"))
     span = f"{length['min']:.2f} to {length['max']:.2f}, mean {length['mean']:.2f}; {percentiles}"
     lines.append(("seconds", span))
@@ -169,25 +168,26 @@ def _described(part: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _listed(table: dict[str, dict[str, Any]], most: int | None = None) -> str:
     entries = list(table.items())[:most]
-    return ", ".join(f"{name} {entry['clips']:,} clips {entry['hours']:.2f} h" for name, entry in entries)
+    return ", ".join(f"{name} {counted(entry['clips'], 'clip')} {entry['hours']:.2f} h" for name, entry in entries)
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:
     from jobs.manifest.examine import Limits
 
-    given = {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
+    limits = Limits.of(limits_of(vars(options)), decode=True)
     prompter = None
-    if options.base_model:
+    if name := options.base_model:
+        require_base("--base-model", name)
         from jobs.model import load_prompter, quiet_libraries
 
         quiet_libraries()
-        prompter = load_prompter(options.base_model)
+        prompter = load_prompter(name, "--base-model")
     return {
         "group": options.group,
         "keep_duplicates": options.keep_duplicates,
         "processes": options.processes,
         "prompter": prompter,
-        "limits": Limits.of(DataConfig(**given), decode=True),
+        "limits": limits,
     }
 
 

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jobs.manifest.build import TRAIN, VAL, build
+from jobs.manifest.build import build
 from jobs.manifest.examine import Limits
 from jobs.manifest.sources import SourceOptions
+from jobs.manifest.write import TRAIN, VAL
 from jobs.model import at_hand, load_prompter, quiet_libraries
 from service.spec.job import JobSpec
 
@@ -48,6 +49,7 @@ def build_from_dataset(spec: JobSpec, folder: Path, progress: Callable[[int], No
         prompter=load_prompter(spec.training.base_model),
         # A Ray worker starts no processes of its own: Ray would not know of the CPUs that they take.
         processes=1,
+        overwrite=True,  # the folder is the job's own
         progress=lambda done, total: progress(done) if done % REPORT_EVERY == 0 else None,
     )
     return {

@@ -11,6 +11,7 @@ import json
 import math
 import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,12 +19,12 @@ import fsspec
 
 from jobs.manifest.row import Reject, Row, Segment, join_text
 from service.errors import Fault, ManifestError, NotFoundError
+from service.spec.csv_header import COLUMNS, header_problem
 from service.spec.languages import WITHOUT_SPACES
 from service.spec.paths import is_stored
 from service.storage import Storage
 
-REQUIRED = ("path", "text")
-KNOWN = (*REQUIRED, "language", "duration_s", "start_s", "end_s", "segments", "no_speech")
+KNOWN = (*COLUMNS, "language", "duration_s", "start_s", "end_s", "segments", "no_speech")
 YES, NO = {"true", "1", "yes", "y"}, {"", "false", "0", "no", "n"}
 
 csv.field_size_limit(16 << 20)  # the segments of a long recording; the default is 128 KiB
@@ -41,10 +42,26 @@ def read_rows(source: str, default_language: str, *, strict: bool = True) -> Ite
     Raises:
         ManifestError: the file cannot be read, is not UTF-8 or no CSV, or lacks a column.
     """
+    with _opened(source, strict=strict) as file:
+        yield from _read(file, source, default_language, strict=strict)
+
+
+def read_columns(source: str) -> list[str]:
+    """The columns of a manifest, in small letters.
+
+    Raises:
+        ManifestError: the file cannot be read, or its first line is no manifest's.
+    """
+    with _opened(source, strict=False) as file:
+        return _header(csv.reader(file, strict=True), source)
+
+
+@contextmanager
+def _opened(source: str, *, strict: bool) -> Iterator[TextIO]:
     try:
         errors = "strict" if strict else "surrogateescape"
         with fsspec.open(_at_hand(source), "rt", encoding="utf-8-sig", newline="", errors=errors) as file:
-            yield from _read(file, source, default_language, strict=strict)
+            yield file
     except (FileNotFoundError, NotFoundError) as error:
         raise ManifestError([Fault(source, "no such file")]) from error
     except OSError as error:
@@ -56,40 +73,40 @@ def read_rows(source: str, default_language: str, *, strict: bool = True) -> Ite
 
 def _read(file: TextIO, source: str, default_language: str, *, strict: bool) -> Iterator[Row]:
     reader = csv.reader(file, strict=True)
-    line = 1
-    columns: list[str] | None = None
+    columns = _header(reader, source)
+    line = reader.line_num + 1
     while True:
         try:
             fields = next(reader, None)
         except csv.Error as error:
             # The reader counts the rows that it has given out; after an error it goes on with the next line.
-            if strict or columns is None:
-                where = f"{source}, line {line if columns else 1}"
-                raise ManifestError([Fault(where, f"is not valid CSV: {error}")]) from error
+            if strict:
+                raise ManifestError([Fault(f"{source}, line {line}", f"is not valid CSV: {error}")]) from error
             yield Row("", "", "", default_language, line, fault=Reject("bad-row", f"is not valid CSV: {error}"))
             line = reader.line_num + 1
             continue
         if fields is None:
             break
-        if columns is None:
-            columns = [name.strip().lower() for name in fields]
-            if problem := header_problem(columns):
-                raise ManifestError([Fault(source, problem)])
-        elif fields:
+        if fields:
             yield _row(columns, fields, reader.line_num, source, default_language)
         line = reader.line_num + 1
-    if columns is None:
-        raise ManifestError([Fault(source, header_problem([]))])
 
 
-def header_problem(columns: list[str]) -> str:
-    """What keeps a CSV with these columns from being a manifest; empty where nothing does."""
-    if len(columns) == 1 and (wrong := next((mark for mark in (";", "\t", "|") if mark in columns[0]), None)):
-        return f"has its columns parted by {wrong!r}; part them by commas"
+def _header(reader: Any, source: str) -> list[str]:
+    try:
+        columns = [name.strip().lower() for name in next(reader, ())]
+    except csv.Error as error:
+        raise ManifestError([Fault(f"{source}, line 1", f"is not valid CSV: {error}")]) from error
+    if problem := _problem_of(columns):
+        raise ManifestError([Fault(source, problem)])
+    return columns
+
+
+def _problem_of(columns: list[str]) -> str:
     if any("\udc80" <= character <= "\udcff" for name in columns for character in name):
         return "is not UTF-8 text; save the file as UTF-8"
-    if missing := [name for name in REQUIRED if name not in columns]:
-        return f"no column {' and no column '.join(missing)} (found: {', '.join(columns) or 'none'})"
+    if problem := header_problem(columns):
+        return problem
     if doubled := [name for name in KNOWN if columns.count(name) > 1]:
         return f"has the column {doubled[0]} twice; keep one"
     return ""

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs.audio import MAX_DURATION_S, probe
+from jobs.manifest.columns import require_manifests
 from jobs.manifest.row import Row, speaker_of
 from jobs.manifest.rows import read_rows
 from jobs.manifest.store import comparable
 from service.errors import ManifestError
 from service.spec.languages import WITHOUT_SPACES
+from service.spec.manifests import LANGUAGE
 
 BIN_S = 0.01
 """Lengths are counted in bins: percentiles of a million clips take no more memory than those of ten."""
@@ -98,7 +100,7 @@ class Collector:
 def stats(
     sources: Sequence[str],
     *,
-    language: str = "en",
+    language: str = LANGUAGE,
     speaker: str | None = None,
     progress: Callable[[str, int], None] = lambda source, done: None,
 ) -> dict[str, Any]:
@@ -115,8 +117,10 @@ def stats(
         from the audio's header.
 
     Raises:
-        ManifestError: a CSV cannot be read.
+        ManifestError: a CSV cannot be read, has no row or lacks a column; faults of all CSVs.
     """
+    speaker = speaker.strip().lower() if speaker else None
+    require_manifests(sources, language, "--speaker", speaker)
     total = Collector(speaker)
     parts = {}
     for source in sources:

@@ -17,6 +17,7 @@ from typing import Any
 from jobs.manifest.examine import Sound
 from jobs.manifest.row import Reject, Row
 from jobs.manifest.rows import format_segments
+from service.errors import StorageError
 
 BATCH = 1_000
 CACHE_KIB = 8_192
@@ -68,6 +69,9 @@ class Store:
 
     Args:
         group: column whose values must not be on both sides; None: there is none.
+
+    Raises:
+        StorageError: at the end of its context, where the disk of the temporary folder is full.
     """
 
     def __init__(self, group: str | None = None) -> None:
@@ -91,6 +95,9 @@ class Store:
     ) -> None:
         self._db.close()
         self._folder.cleanup()
+        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+            place = Path(self._folder.name).parent
+            raise StorageError(f"{place}: the disk is full; make room, or set TMPDIR to another folder") from error
 
     # In.
 

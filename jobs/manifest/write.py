@@ -7,13 +7,19 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jobs.manifest.rows import KNOWN
 from jobs.manifest.store import Clip, Remark
+from service.writing import aside
+
+TRAIN, VAL, WARNINGS = "train.csv", "val.csv", "warnings.csv"
 
 COLUMNS = ("path", "text", "language", "duration_s")
 """Those that every manifest has; start_s, end_s, segments and no_speech come where a clip has them, then the rest."""
+
+REMARKS = ("path", "kind", "reason")
+"""Columns of rejects and warnings."""
 
 
 class SplitWriter:
@@ -38,12 +44,16 @@ class SplitWriter:
         """Write inside this context."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            self._writers = {}
-            for name in self._names:
-                file = stack.enter_context(_aside(self._folder / name))
-                self._writers[name] = csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
-                self._writers[name].writeheader()
+            files = [stack.enter_context(written_aside(self._folder / name)) for name in self._names]
+            self._writers = {
+                name: csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
+                for name, file in zip(self._names, files, strict=True)
+            }
+            for writer in self._writers.values():
+                writer.writeheader()
             yield self
+            for file in files:
+                file.flush()  # a disk that is full shows before the first of them takes its place
 
     def write(self, name: str, clip: Clip) -> None:
         """Add a clip to a file."""
@@ -66,9 +76,9 @@ class SplitWriter:
 def write_remarks(path: Path, remarks: Iterable[Remark]) -> int:
     """Write rejects or warnings as path, kind, reason; returns how many there were."""
     count = 0
-    with _aside(path) as file:
+    with written_aside(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "kind", "reason"))
+        writer.writerow(REMARKS)
         for remark in remarks:
             writer.writerow((remark.name, remark.kind, remark.reason))
             count += 1
@@ -83,11 +93,7 @@ def relative(path: str, folder: Path) -> str:
 
 
 @contextmanager
-def _aside(path: Path) -> Iterator[Any]:
-    aside = path.with_name(f".{path.name}.new")
-    try:
-        with open(aside, "w", encoding="utf-8", newline="") as file:
-            yield file
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+def written_aside(path: Path) -> Iterator[TextIO]:
+    """A new text file that takes its place when it is whole."""
+    with aside(path) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
+        yield file

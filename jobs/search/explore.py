@@ -32,6 +32,7 @@ from jobs.search.shared.actor import start_engines
 from jobs.search.trainable import TrialActor
 from jobs.search.trial import Result, TrialPlan
 from service.errors import InfeasibleError, JobFailedError, WhisperJobsError
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 from service.spec.shared import TRIALS, is_shared, why_separate
 from service.spec.space import planned_trials
@@ -101,7 +102,7 @@ def explore(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> str:
     ray.get(job.events.bell.reset.remote())
     if job.signals.asked:
         done = sum(trial.status in ENDED for trial in ledger.trials)
-        raise job.signals.error(f"stopped with {done} trials done. The same command goes on with the others")
+        raise job.signals.error(f"stopped with {counted(done, 'trial')} done. The same command goes on with the others")
     if watch.fatal:
         raise watch.fatal
     if ended:
@@ -109,8 +110,8 @@ def explore(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> str:
     if watch.last_failure:
         limit = job.spec.search.max_failures
         raise JobFailedError(
-            f"search: {ledger.failures} trials have failed (search.max_failures: {limit}); the last one: "
-            f"{watch.last_failure}"
+            f"search: {counted(ledger.failures, 'trial has', 'trials have')} failed (search.max_failures: {limit}); "
+            f"the last one: {watch.last_failure}"
         )
     for trial in ledger.trials:
         if trial.status not in ENDED:
@@ -285,10 +286,10 @@ def scheduler_of(spec: JobSpec) -> TrialScheduler:
 @contextlib.contextmanager
 def _engines(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> Iterator[list[Any]]:
     """The engines in which the trials train together, while the search lasts; none where each trains on its own."""
-    at_once_words = f"{at_once} trial{'s' * (at_once > 1)} at once"
+    at_once_words = f"{counted(at_once, 'trial')} at once"
     if not is_shared(job.spec):
         workers = job.spec.resources.workers
-        how = f"{workers} worker{'s' * (workers > 1)} each" if workers else "each in a process of its own"
+        how = f"{counted(workers, 'worker')} each" if workers else "each in a process of its own"
         job.events.emit({"event": "notice", "text": f"{at_once_words}, {how}"})
         if job.spec.search.engine == "auto":
             reason = why_separate(job.spec)[0]

@@ -11,6 +11,7 @@ from jobs.fast.encoder_outputs import SplitOutputs
 from jobs.fast.kept_audio import KeptAudio
 from jobs.fast.log_mel import LogMel
 from jobs.fast.places import share_of_memory
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 
 
@@ -49,5 +50,6 @@ class Clips:
         if self._told or not (self._audio.limit and self._audio.turned_away):
             return ""
         self._told = True
-        kept = f"{self._audio.clips:,} clips are kept decoded in main memory ({self._audio.bytes / 1e9:.2f} GB)"
+        kept = f"{counted(self._audio.clips, 'clip is', 'clips are')} kept decoded in main memory"
+        kept += f" ({self._audio.bytes / 1e9:.2f} GB)"
         return f"data.keep_audio_gb: {kept}; for more there is no room, and they are decoded whenever they are heard"

@@ -16,6 +16,7 @@ from rich.markup import escape
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
 from jobs.fast.places import DeviceMemory, Disk, Memory, Place, is_in_memory, share_of_memory
 from service.memory import keeps_outputs, keeps_training_outputs
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 from service.storage import sha256_of
 from service.storage.cache import cache_folder
@@ -114,7 +115,7 @@ class KeptOutputs:
         if self._told or not (rows or troubles):
             return ""
         self._told = True
-        clips = " and ".join(f"{count:,} {name} clips" for name, count in sorted(rows.items()))
+        clips = " and ".join(counted(count, f"{name} clip") for name, count in sorted(rows.items()))
         places = ", ".join(f"{each.rows:,} {each.name}" for each in self.outputs.places if each.rows)
         kept = f"encoder outputs of {clips} are kept: {places}" if rows else "no encoder output is kept"
         return escape("; ".join([kept, *troubles]))

@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig
 
 from jobs.cluster.placement import Wish, draining_nodes
 from jobs.cluster.resources import Resources
+from service.spec.counted import counted
 
 if TYPE_CHECKING:
     from jobs.job import Run
@@ -77,7 +78,7 @@ class Moves:
         # Not before the workers have begun: it would take the room that they wait for.
         self._wish = self._wish or Wish(self._missing)
         if self._wish.granted():
-            return f"there is room for {self._most} workers again"
+            return f"there is room for {counted(self._most, 'worker')} again"
         return None
 
 

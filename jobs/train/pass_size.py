@@ -24,6 +24,7 @@ from jobs.packing import Packing
 from service.artifacts import CHECKPOINTS
 from service.errors import JobFailedError, NotFoundError
 from service.memory import Training, host_memory, training_memory
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 from service.spec.targets import adapted_modules
 from service.spec.training import AUTO
@@ -66,8 +67,8 @@ class Choice:
             kept: whether it was made by an earlier start of the run.
             workers: of the training.
         """
-        passes = f"{self.grad_accum} pass{'es' * (self.grad_accum > 1)}"
-        clips = f"{self.per_dev_batch} clip{'s' * (self.per_dev_batch > 1)}"
+        passes = counted(self.grad_accum, "pass", "passes")
+        clips = counted(self.per_dev_batch, "clip")
         step = "worker's step" if workers > 1 else "step"
         said = f"({passes} of {clips} in each {step} of {self.per_dev_batch * self.grad_accum})"
         if kept:

@@ -13,6 +13,7 @@ from service.cli.options import SpecCommand, SpecInput, output_options, spec_opt
 from service.cli.output import print_json, warn
 from service.cli.uploads import planned_uploads, send_uploads
 from service.errors import EXIT_DONE, Fault, InputError
+from service.spec.counted import counted
 from service.spec.look import is_file
 
 
@@ -95,7 +96,7 @@ def check(file: str, output: str) -> int:
     elif faults:
         click.echo("\n".join(map(str, faults)))
     else:
-        click.echo(f"{file}: {len(manifests)} objects, nothing to object to")
+        click.echo(f"{file}: {counted(len(manifests), 'object')}, nothing to object to")
     if unknown := unknown_kinds(manifests):
         click.echo(f"note: nothing is known here of {', '.join(unknown)}", err=True)
     return InputError.exit_code if faults else EXIT_DONE

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from service.cli.failure import exit_code_of, show_failure
+from service.writing import understood
 
 COMMANDS = {
     "validate": "service.cli.specs",
@@ -65,8 +66,9 @@ class Commands(click.Group):
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the outermost edge
             if "--debug" in words and not isinstance(error, click.ClickException | click.Abort):
                 traceback.print_exc()
-            show_failure(error, as_json=_wants_json(words))
-            code = exit_code_of(error)
+            shown = understood(error)
+            show_failure(shown, as_json=_wants_json(words))
+            code = exit_code_of(shown)
         sys.exit(code or 0)
 
 

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from service.cli.options import is_debug, output_options, with_options
+from service.spec.manifests import ALLOWED, AUTO, KINDS, LANGUAGE, SEED, VAL_RATIO, option
+from service.spec.sections import DataConfig
 
 Function = Callable[..., Any]
 
@@ -17,22 +20,33 @@ def manifest() -> None:
     """Make, check and describe the CSVs that a job is trained and scored on."""
 
 
+def _limit(name: str, text: str) -> Callable[[Function], Function]:
+    default = DataConfig.model_fields[name].default
+    help_text = f"{text}, as data.{name}."
+    return click.option(option(name), metavar="X", type=float, default=default, show_default=True, help=help_text)
+
+
 _examining = with_options(
     click.option("--base-model", metavar="MODEL", help="Checkpoint whose tokenizer counts tokens."),
     click.option("--group", metavar="COLUMN", help="Column, such as speaker, that must not be on both sides."),
     click.option("--keep-duplicates", is_flag=True, help="Keep clips whose audio another clip has too."),
-    click.option("--min-duration-s", metavar="X", help="Shortest clip, as data.min_duration_s."),
-    click.option("--silence-dbfs", metavar="X", help="What counts as silent, as data.silence_dbfs."),
-    click.option("--clipped-share", metavar="X", help="What counts as clipped, as data.clipped_share."),
-    click.option("--processes", metavar="N", help="Processes that decode: one per CPU, if not given."),
+    _limit("min_duration_s", "Shortest clip in seconds"),
+    _limit("silence_dbfs", "What counts as silent"),
+    _limit("clipped_share", "What counts as clipped"),
+    click.option(
+        "--processes",
+        metavar="N",
+        type=click.IntRange(min=1),
+        show_default="one per CPU",
+        help="Processes that decode.",
+    ),
 )
 """Options of the commands that look at audio and text."""
 
 
-def _language(function: Function) -> Function:
-    return click.option("--language", metavar="CODE", help="Language where none is named: English, if not given.")(
-        function
-    )
+_language = click.option(
+    "--language", metavar="CODE", default=LANGUAGE, show_default=True, help="Language where none is named."
+)
 
 
 @manifest.command()
@@ -40,8 +54,10 @@ def _language(function: Function) -> Function:
 @click.option("--out", metavar="DIR", required=True, help="Folder for train.csv, val.csv, rejects.csv, warnings.csv.")
 @click.option(
     "--kind",
-    metavar="KIND",
-    help="names, sidecars, table, trans-txt or dataset; told by what is there, if not given.",
+    type=click.Choice(KINDS),
+    default=AUTO,
+    show_default=True,
+    help=f"What SOURCE is; {AUTO}: told by what is there.",
 )
 @click.option(
     "--pattern",
@@ -54,14 +70,23 @@ def _language(function: Function) -> Function:
 @click.option("--text-column", metavar="NAME", help="For tables: column with the transcript.")
 @click.option("--audio-root", metavar="DIR", help="For tables: where relative paths start, if not beside it.")
 @click.option("--dataset-config", metavar="NAME", help="For datasets: name of the configuration.")
-@click.option("--val-ratio", metavar="X", help="Share of the clips that is held out: a tenth, if not given.")
-@click.option("--seed", metavar="N", help="Seed of the split.")
+@click.option(
+    "--val-ratio",
+    metavar="X",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=VAL_RATIO,
+    show_default=True,
+    help="Share of the clips that is held out.",
+)
+@click.option("--seed", metavar="N", type=int, default=SEED, show_default=True, help="Seed of the split.")
 @click.option(
     "--allow-overlap",
-    metavar="WHAT",
+    type=click.Choice(ALLOWED),
     multiple=True,
-    help="transcript, audio or recording: what may be on both sides. Nothing may, if not given.",
+    show_default="none of them",
+    help="What may be on both sides; may be repeated.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace CSVs in --out that no build has written.")
 @_language
 @_examining
 @output_options
@@ -96,13 +121,16 @@ def stats(csv: tuple[str, ...], output: str, **given: Any) -> int:
 
 
 def _pass_on(words: list[str], given: dict[str, Any], output: str) -> int:
+    """Run the program with what the user has given; it has the same defaults."""
     from service.local import run_module
 
     arguments = ["manifest", *words]
+    context = click.get_current_context()
     for name, value in given.items():
-        option = f"--{name.replace('_', '-')}"
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE or value is False:
+            continue
         if value is True:
-            arguments.append(option)
-        elif value not in (None, False):
-            arguments += [f"{option}={one}" for one in (value if isinstance(value, tuple) else (value,))]
-    return run_module(arguments, output=output, debug=is_debug())
+            arguments.append(option(name))
+        else:
+            arguments += [f"{option(name)}={one}" for one in (value if isinstance(value, tuple) else (value,))]
+    return run_module(arguments, output=output, debug=is_debug(), goes_on=False)

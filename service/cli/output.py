@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from service.artifacts import size_text
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 
 if TYPE_CHECKING:
@@ -92,15 +93,17 @@ def _facts(plan: Plan) -> Table:
     rows = ", ".join(f"{'?' if count is None else f'{count:,}'} {name}" for name, count in plan.rows.items())
     facts = [("job", plan.job_id), ("root", plan.root), ("clips", rows)]
     if search := plan.search:
-        points = "a space with ranges" if search.points is None else f"{search.points:,} points"
+        points = "a space with ranges" if search.points is None else counted(search.points, "point")
         seeds = f", {search.repeats} seeds each" if search.repeats > 1 else ""
-        facts.append(("search", f"{search.trials:,} trials of {points} by {search.sampler}, {search.scheduler}{seeds}"))
+        facts.append(
+            ("search", f"{counted(search.trials, 'trial')} of {points} by {search.sampler}, {search.scheduler}{seeds}")
+        )
         if search.trial_bytes:
             size = size_text(search.trial_bytes)
             facts.append(("storage (estimate)", f"{size} for each trial under way and each of the top_k, at most"))
     if schedule := plan.schedule:
         facts += [
-            ("effective batch", f"{schedule.effective_batch:,} clips"),
+            ("effective batch", counted(schedule.effective_batch, "clip")),
             (
                 "steps",
                 f"{schedule.total_steps:,} ({schedule.steps_per_epoch:,} per epoch), {schedule.warmup_steps:,} warm-up",
@@ -118,7 +121,7 @@ def _facts(plan: Plan) -> Table:
 def _memory_facts(memory: Memory) -> list[tuple[str, str]]:
     training, evaluation, host = memory.training, memory.evaluation, memory.host
     together = f" of {memory.trials} trials together" if memory.trials else ""
-    clips = f"{memory.clips} clip{'s' * (memory.clips > 1)}"
+    clips = counted(memory.clips, "clip")
     parts = [f"base {_gigabytes(training.base)}", f"adapter and optimizer {_gigabytes(training.adapter)}"]
     parts.append(f"activations of {clips} {_gigabytes(training.activations)}")
     if training.loss:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from service.cli.options import output_options
 from service.cli.output import print_json
 from service.cli.runs import opened_root
 from service.errors import InputError
+from service.writing import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,18 +91,10 @@ def _require_outside(target: Path, root: str) -> None:
 
 def _write(target: Path, page: str) -> int:
     content = page.encode("utf-8")
-    with _writing(target):
+    with writing(target, "give another file"):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
     return len(content)
-
-
-@contextlib.contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
 
 
 def _print(found: Comparison) -> None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from service.artifacts import RunManifest, read_manifest
+from service.artifacts import RunManifest, VerifyReport, read_manifest
 from service.cli.options import output_options
 from service.cli.output import print_artifacts, print_json, transfer_bar, warn
 from service.errors import InputError, StorageError, VerificationError
+from service.spec.counted import counted
 from service.storage import Storage
+from service.writing import writing
+
+if TYPE_CHECKING:
+    from service.pull import PullReport
 
 
 @contextlib.contextmanager
@@ -43,7 +49,7 @@ def verify(root: str, output: str) -> int:
     elif report.problems:
         click.echo("\n".join(report.problems))
     else:
-        click.echo(f"{report.root}: {report.files} files, {report.size_bytes:,} bytes, all as published")
+        click.echo(f"{report.root}: {_amount(report)}, all as published")
     return VerificationError.exit_code if report.problems else 0
 
 
@@ -74,22 +80,22 @@ def pull(root: str, folder: str, only: tuple[str, ...], refused: bool, output: s
     from service.pull import pull as pull_run
 
     target = Path(folder).absolute()
-    with opened_root(root) as storage, transfer_bar("pulling") as progress, _writing(target):
+    with (
+        writing(target, "give another folder"),
+        opened_root(root) as storage,
+        transfer_bar("pulling") as progress,
+    ):
         manifest: RunManifest = read_manifest(storage)
         report = pull_run(storage, manifest, target, only=only, refused=refused, progress=progress)
     warn(f"{name} is left out, it was refused: {reason} (--refused)" for name, reason in report.left_out.items())
     if output == "json":
         print_json(report.model_dump(mode="json"))
     else:
-        brought = f"{report.downloaded} files were not there yet" if report.downloaded else "all were there already"
-        click.echo(f"{report.folder}: {report.files} files, {report.size_bytes:,} bytes, all as published; {brought}")
+        new = f"{counted(report.downloaded, 'file was', 'files were')} not there yet"
+        brought = new if report.downloaded else "all were there already"
+        click.echo(f"{report.folder}: {_amount(report)}, all as published; {brought}")
     return 0
 
 
-@contextlib.contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{target}: cannot be written ({reason}); make room, or give another folder") from error
+def _amount(report: VerifyReport | PullReport) -> str:
+    return f"{counted(report.files, 'file')}, {counted(report.size_bytes, 'byte')}"

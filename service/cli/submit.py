@@ -26,6 +26,7 @@ from service.cli.output import print_json, print_plan, spec_as_yaml, warn
 from service.cli.uploads import planned_uploads, send_uploads
 from service.errors import EXIT_DONE, Fault, InputError, NotFoundError, SpecError, StorageError
 from service.requirements import DISTRIBUTION
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 from service.spec.load import LoadedSpec
 from service.spec.paths import is_uri
@@ -275,9 +276,11 @@ def _show_plan(loaded: LoadedSpec, *, upload: bool, gpu: str | None, prices: Pat
     print_plan(plan)
     asked = spec.resources
     gpus = (
-        "1 GPU each if the cluster has any" if asked.gpus_per_worker is None else f"{asked.gpus_per_worker:g} GPUs each"
+        "1 GPU each if the cluster has any"
+        if asked.gpus_per_worker is None
+        else f"{counted(asked.gpus_per_worker, 'GPU')} each"
     )
-    rows = [("workers", f"{asked.workers}, {gpus}, {asked.cpus_per_worker:g} CPUs each")]
+    rows = [("workers", f"{asked.workers}, {gpus}, {counted(asked.cpus_per_worker, 'CPU')} each")]
     if expected:
         cost = "" if expected.cost is None else f", {expected.cost:,.2f} {expected.currency}"
         rough = f"{UTILISATION:.0%} of the peak of {expected.gpu}, which is a guess: half or twice as much is possible"

@@ -13,6 +13,7 @@ from service.client.check import BAD_INPUT, Looked, as_fault, look, require_fitt
 from service.client.package import make_package
 from service.errors import EXIT_DONE, InfeasibleError, InputError, WhisperJobsError
 from service.requirements import DISTRIBUTION
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
 from service.storage import Storage
@@ -73,10 +74,10 @@ def _nodes(looked: Looked) -> Iterator[Finding]:
         yield Finding("packages", f"Python {looked.python}, {packages}")
     if looked.nodes:
         cpus, gpus = (sum(node[kind] for node in looked.nodes) for kind in ("cpus", "gpus"))
+        room = f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
         kind = f" ({looked.gpu})" if looked.gpu else ""
         grows = ", and an autoscaler that may add some" if looked.can_grow else ""
-        count = f"{len(looked.nodes)} node{'' if len(looked.nodes) == 1 else 's'}"
-        yield Finding("nodes", f"{count} with {cpus:g} CPUs and {gpus:g} GPUs{kind} in all{grows}")
+        yield Finding("nodes", f"{counted(len(looked.nodes), 'node')} with {room}{kind} in all{grows}")
 
 
 def _faults(looked: Looked, with_spec: bool) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from service.kubernetes.options import DEFAULT_CLUSTER, DEFAULT_TIME_ZONE, Rende
 from service.kubernetes.pods import SPEC_FILE, SPEC_FOLDER, client_template, labels, token_environment
 from service.kubernetes.sizes import workers_of
 from service.requirements import DISTRIBUTION
+from service.spec.counted import counted
 from service.spec.flags import CONFIG_FLAG, NO_WARNINGS_FLAG
 from service.spec.job import JobSpec
 from service.spec.paths import MODELS, PATHS, is_uri
@@ -87,7 +88,7 @@ def render(spec: JobSpec, options: RenderOptions) -> Rendered:
         config = _config_map(spec, options, name)
         asked = spec.resources
         room = " and ".join(
-            f"{count:g} {unit}" + ("s" if count > 1 else "")
+            counted(count, unit)
             for count, unit in ((asked.cpus_per_worker, "CPU"), (asked.gpus_per_worker, "GPU"))
             if count
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import Any
 
+from service.spec.counted import counted as counted
 from service.spec.languages import LANGUAGES
 
 NONE = "–"
@@ -32,11 +33,6 @@ def interval(bounds: list[float] | None) -> str:
 def count(number: float | None) -> str:
     """`1,234`; a dash for None."""
     return NONE if number is None else f"{number:,.0f}"
-
-
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """A number and what it counts: `1 clip`, `1,234 clips`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def clock(seconds: float | None) -> str:

@@ -8,16 +8,13 @@ from pathlib import Path
 
 from service.artifacts import ADAPTER, SPEC
 from service.spec import look
+from service.spec.csv_header import NO_ROW, header_problem
 from service.spec.findings import Finding, Findings
 from service.spec.job import JobSpec
 from service.spec.paths import MODELS, STORES, is_uri
-from service.spec.settings import nearest
 from service.spec.whisper_dims import CONFIG, is_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
-
-COLUMNS = ("path", "text")
-"""What every CSV must have."""
 
 PARTS_OF_A_CHECKPOINT = {
     "weights": (
@@ -84,22 +81,7 @@ def csv_problem(path: Path) -> str:
         return "is not UTF-8 text; save the CSV as UTF-8"
     except (csv.Error, ValueError):
         return "is not a CSV; give one with the columns path and text"
-    return _header_problem(header, has_row)
-
-
-def _header_problem(header: list[str], has_row: bool) -> str:
-    columns = [column.strip().lower() for column in header]
-    missing = [column for column in COLUMNS if column not in columns]
-    if not header:
-        return "is empty; give a CSV with the columns path and text"
-    if len(columns) == 1 and (wrong := next((mark for mark in (";", "\t", "|") if mark in header[0]), None)):
-        return f"has its columns parted by {wrong!r}; part them by commas"
-    if missing:
-        known = {"path": ("file", "filename", "audio", "wav", "audio_path"), "text": ("sentence", "transcript")}
-        alike = [name for gap in missing for name in columns if name in known[gap] or nearest(gap, [name])]
-        hint = f"; rename {alike[0]!r}" if len(alike) == len(missing) == 1 else ""
-        return f"has no column {' and no column '.join(missing)} (it has {', '.join(columns)}){hint or '; add it'}"
-    return "" if has_row else "has a header and no row; give at least one clip"
+    return header_problem([column.strip().lower() for column in header]) or ("" if has_row else NO_ROW)
 
 
 READ = ("training.train_csv", "training.val_csv", "guard.csv", "evaluation.csv", *MODELS)

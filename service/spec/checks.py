@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from service.errors import SpecError
+from service.errors import Fault, SpecError
 from service.spec.base import Spec
 from service.spec.check_exports import export_findings, shape_findings
 from service.spec.check_files import FILE_CHECKS
@@ -223,6 +223,26 @@ def _base_model(spec: JobSpec, *, check_files: bool) -> Findings:
         yield advice("training.base_model", "is not on this machine: its modules are checked where the job runs", name)
         if name.endswith(".en") and not is_stored(name):
             yield from _english_only(spec)
+
+
+def require_base(option: str, name: str) -> None:
+    """Refuse a checkpoint whose name cannot be on the hub, or whose folder is none.
+
+    Args:
+        option: what an error calls it.
+        name: hub id, local folder, or URI of a folder.
+
+    Raises:
+        SpecError: it is none.
+    """
+    faults = [finding.fault(option) for finding in _hub_name(option, name) if finding.fatal]
+    if not faults and not is_stored(name):
+        try:
+            dims_of(name)
+        except NotWhisperError as error:
+            faults.append(Fault(option, str(error), name))
+    if faults:
+        raise SpecError(faults)
 
 
 def require_model(spec: JobSpec, dims: WhisperDims) -> list[str]:

@@ -12,6 +12,7 @@ from service.artifacts import size_text
 from service.errors import Fault, InputError, ManifestError
 from service.spec import look
 from service.spec.checks import trains
+from service.spec.counted import counted
 from service.spec.job import JobSpec
 from service.spec.paths import is_uri
 from service.storage import Progress, Storage
@@ -100,7 +101,7 @@ class UploadPlan:
         """In one line."""
         there = self.files - self.new_files
         known = f", {there:,} are there already" if there else ""
-        return f"{self.new_files:,} of {self.files:,} files, {size_text(self.new_bytes)}{known}"
+        return f"{self.new_files:,} of {counted(self.files, 'file')}, {size_text(self.new_bytes)}{known}"
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON."""
@@ -224,7 +225,7 @@ def _csv_faults(source: str, files: Files, *, reject: bool) -> list[Fault]:
                 shown.append(fault)
     except ManifestError as error:
         return [*shown, *error.faults]
-    return [*shown, Fault("...", f"and {count - len(shown)} more rows")] if count > len(shown) else shown
+    return [*shown, Fault("...", f"and {counted(count - len(shown), 'more row')}")] if count > len(shown) else shown
 
 
 def _raise(faults: list[Fault]) -> None:

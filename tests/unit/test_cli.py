@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -104,6 +105,13 @@ USAGE = {
     "bad form": (["validate", "spec.yaml", "-o", "xml"], "'xml' is not one of"),
     "missing argument": (["verify"], "Missing argument 'ROOT'"),
     "missing option": (["manifest", "build", "audio"], "Missing option '--out'"),
+    "no kind": (["manifest", "build", "a", "--out", "m", "--kind", "nme"], "'nme' is not one of 'auto', 'names'"),
+    "no seed": (["manifest", "build", "a", "--out", "m", "--seed", "abc"], "'abc' is not a valid integer"),
+    "no ratio": (["manifest", "build", "a", "--out", "m", "--val-ratio", "2"], "not in the range 0<x<1"),
+    "no overlap": (["manifest", "build", "a", "--out", "m", "--allow-overlap", "foo"], "'foo' is not one of"),
+    "no processes": (["manifest", "check", "a.csv", "--processes", "abc"], "'abc' is not a valid integer"),
+    "no process": (["manifest", "check", "a.csv", "--processes", "0"], "0 is not in the range x>=1"),
+    "no limit": (["manifest", "check", "a.csv", "--silence-dbfs", "low"], "'low' is not a valid float"),
 }
 
 
@@ -123,6 +131,20 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_two(spec, words, says, f
 
 
 # explain and schema
+
+
+@pytest.mark.parametrize("words", [["schema"], ["explain"], ["--help"], ["manifest", "stats", "train.csv"]])
+def test_an_output_that_takes_nothing_is_a_matter_of_storage(folder, words):
+    with open("/dev/full", "w") as full:
+        code = f"import sys; sys.argv = ['whisper-jobs', *{words}]; from service.cli.main import main; main()"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    assert result.returncode == 11
+    assert re.fullmatch(r"error: results cannot be written \(.*No space left on device\); make room.*\n", result.stderr)
+    assert "checkpoint" not in result.stderr
 
 
 def test_every_setting_is_explained_with_its_default_and_flag():

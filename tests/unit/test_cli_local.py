@@ -135,3 +135,19 @@ def test_manifest_build_passes_its_options_on(folder):
 
     expected = ["manifest", "build", "audio", "--out", "m", "--pattern=-x", "--val-ratio=0.2", "-o", "json"]
     assert result.stdout == f"{expected}\n", result.stderr
+
+
+def test_a_manifest_command_that_was_killed_has_no_checkpoint_to_go_on_from(folder):
+    (folder / "jobs").mkdir()
+    (folder / "jobs" / "__init__.py").touch()
+    (folder / "jobs" / "main.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    code = (
+        "import sys; sys.argv = ['whisper-jobs', 'manifest', 'stats', 'a.csv']; import service.cli.main as m; m.main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+    assert result.returncode == 137
+    ended = "error: the command's process was ended by SIGKILL, which the system sends where memory runs out\n"
+    assert result.stderr == ended

@@ -18,7 +18,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from safetensors.torch import save_file
 
-from jobs.failures import explain, inputs_that_were_there
+from jobs.failures import GO_ON, explain, explain_alone, inputs_that_were_there
 from jobs.train.on_ray import cause_of
 from service.errors import (
     DivergedError,
@@ -89,6 +89,13 @@ def test_each_way_to_fail_has_its_error(error: Exception, kind: type[WhisperJobs
 
 def test_memory_that_torch_cannot_get_is_known() -> None:
     assert type(explain(raised(lambda: torch.empty(1 << 60, dtype=torch.uint8)))) is OutOfMemoryError
+
+
+def test_a_command_without_checkpoints_is_not_told_to_go_on_from_one() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert str(explain(full)).endswith(GO_ON)
+    assert str(explain_alone(full)).endswith("make room or allow it")
+    assert explain_alone(DivergedError(f"x. {GO_ON}")).args == (f"x. {GO_ON}",)
 
 
 def test_an_input_that_is_gone_is_no_fault_of_the_spec() -> None:

@@ -183,4 +183,4 @@ def test_card_and_summary_tell_of_it_and_say_nothing_without_a_guard() -> None:
     with console.capture() as captured:
         console.print(summary_fact(result))
     assert captured.get().startswith("worse than the base on 3 clips  (WER 0.0% -> 100.0%; text on silence 0 -> 1")
-    assert summary_fact(judged([silent], [silent])).startswith("no worse than the base on 1 clips")
+    assert summary_fact(judged([silent], [silent])).startswith("no worse than the base on 1 clip ")

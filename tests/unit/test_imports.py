@@ -23,6 +23,7 @@ FOR_JOBS = (
     "service.storage",
     "service.trials",
     "service.report",
+    "service.writing",
 )
 """What jobs may import of service."""
 

@@ -294,6 +294,8 @@ def test_a_scheduled_job_says_what_its_cluster_must_have() -> None:
         render(spec_of(), scheduled)
     spec = spec_of(resources__gpus_per_worker=2, resources__cpus_per_worker=8)
     assert "8 CPUs and 2 GPUs for each worker" in " ".join(render(spec, scheduled).notes)
+    spec = spec_of(resources__gpus_per_worker=1, resources__cpus_per_worker=1)
+    assert "1 CPU and 1 GPU for each worker" in " ".join(render(spec, scheduled).notes)
 
 
 def test_with_a_queue_the_job_is_suspended_and_gives_its_room_back() -> None:

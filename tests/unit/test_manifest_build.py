@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import subprocess
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from engine import tone
+from disks import small_disk
+from engine import tone, write_csv
 
 from jobs.manifest.build import BuildReport, build
 from jobs.manifest.rows import read_rows
 from jobs.manifest.sources import SourceOptions
-from service.errors import InputError, ManifestError
+from service.errors import InputError, ManifestError, StorageError
 
 
 def record(path: Path, seconds: float = 0.1) -> Path:
@@ -244,9 +246,86 @@ def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:
 
 def test_a_side_without_clips_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     record(tmp_path / "clips/alone.wav")
-    with pytest.raises(ManifestError, match=r"leaves no (train|validation) clip: 1 usable of 1 rows"):
+    with pytest.raises(ManifestError, match=r"leaves no (train|validation) clip: 1 usable of 1 row"):
         build(tmp_path / "clips", tmp_path / "out")
     (tmp_path / "clips/alone.wav").write_bytes(b"")
     with pytest.raises(ManifestError, match=r"left out: alone\.wav, cannot be read"):
         build(tmp_path / "clips", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_source_is_never_replaced_by_what_is_built_from_it(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    source = write_csv(tmp_path / "data/train.csv", [(path, path.stem) for path in clips.iterdir()], ("path", "text"))
+    before = source.read_bytes()
+    (tmp_path / "link").symlink_to(source.parent)
+    for out, overwrite in ((source.parent, False), (tmp_path / "link", False), (source.parent, True)):
+        with pytest.raises(InputError, match=r"^SOURCE: .*lies where --out writes train\.csv; give another folder$"):
+            build(source, out, overwrite=overwrite, progress=no_row)
+    assert list(source.parent.iterdir()) == [source]
+    assert source.read_bytes() == before
+
+
+def no_row(done: int, total: int) -> None:
+    """Where a command is refused, no row has been looked at before."""
+    raise AssertionError(f"row {done} was looked at")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("val.csv", "path,text\na.wav,by hand\n"),
+        ("train.csv", "path,text,language,duration_s\na.wav,by hand,en,1.0\n"),
+        ("rejects.csv", "csv,line,path,kind,reason\n"),
+        ("warnings.csv", "\xff"),
+    ],
+)
+def test_a_csv_that_no_build_has_written_is_replaced_only_when_told(
+    clips: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir()
+    mine.write_text(content, encoding="latin-1")
+    with pytest.raises(InputError, match=rf"{name}: was not written by a build; give another folder, or --overwrite"):
+        build(clips, mine.parent, progress=no_row)
+    assert [path.read_text(encoding="latin-1") for path in mine.parent.iterdir()] == [content]
+    build(clips, mine.parent, overwrite=True)
+    again = {path.name: path.read_bytes() for path in mine.parent.iterdir()}
+    build(clips, mine.parent)
+    assert {path.name: path.read_bytes() for path in mine.parent.iterdir()} == again
+
+
+def test_a_build_that_was_killed_in_its_last_moment_is_made_again(clips: Path, tmp_path: Path) -> None:
+    build(clips, tmp_path / "out")
+    for left in (["rejects.csv", "warnings.csv"], ["rejects.csv", "warnings.csv", "train.csv"], ["rejects.csv"]):
+        for path in (tmp_path / "out").iterdir():
+            if path.name not in left:
+                path.unlink()
+        assert build(clips, tmp_path / "out").train
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("file", '--out: "{}" is a file; give a folder'),
+        ("file/below", '--out: "{}" lies below {}, a file; give another folder'),
+        ("/proc/whisper-jobs", '--out: "{}" cannot be written (No such file or directory); give another folder'),
+    ],
+)
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_decoded(
+    clips: Path, tmp_path: Path, out: str, says: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError) as caught:
+        build(clips, tmp_path / out, progress=no_row)
+    assert str(caught.value) == says.format(tmp_path / out, tmp_path / "file")
+
+
+def test_a_full_or_read_only_disk_is_said_so_before_anything_is_decoded(clips: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "4k"), pytest.raises(StorageError, match=r"No space left.*make room, or give"):
+        (tmp_path / "disk/full").write_bytes(bytes(4096))
+        build(clips, tmp_path / "disk", progress=no_row)
+    with small_disk(tmp_path / "other", "1m"):
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path / "other"], check=True)
+        with pytest.raises(StorageError, match=r"Read-only file system\); give another folder"):
+            build(clips, tmp_path / "other/out", progress=no_row)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
+from disks import small_disk
 from engine import tone, write_csv
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ from jobs.manifest.check import check
 from jobs.manifest.row import KINDS, Segment
 from jobs.manifest.rows import format_segments, read_rows
 from jobs.manifest.stats import stats
-from service.errors import ManifestError
+from service.errors import InputError, ManifestError, StorageError
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,44 @@ def test_all_faults_are_found_in_one_run(folder: Path) -> None:
     assert [(int(row["line"]), row["kind"]) for row in listed] == faults(report)
 
 
+def test_the_list_of_faults_never_takes_the_place_of_what_is_checked(folder: Path, tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "a.csv", [("none.wav", "hello")], ("path", "text"))
+    (tmp_path / "link.csv").symlink_to(source)
+    before = source.read_bytes()
+    for rejects in (source, tmp_path / "link.csv"):
+        with pytest.raises(InputError, match=r"--rejects: .* is one of the CSVs to check; give another file"):
+            check([str(folder / "none.csv"), str(source)], rejects=rejects)
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(("place", "says"), [(".", "is a folder; give a file"), ("/dev/null", "is no ordinary file")])
+def test_a_place_for_faults_that_cannot_be_written_is_refused(folder: Path, place: str, says: str) -> None:
+    with pytest.raises(InputError, match=f"--rejects: .* {says}"):
+        check([str(folder / "none.csv")], rejects=folder / place)
+
+
+def test_a_list_of_faults_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "a.csv", [(f"none{n}.wav", "hello") for n in range(1000)], ("path", "text"))
+    check([str(source)], rejects=tmp_path / "new/folder/rejects.csv")
+    assert len((tmp_path / "new/folder/rejects.csv").read_text().splitlines()) == 1001
+    with small_disk(tmp_path / "disk", "16k"):
+        rejects = tmp_path / "disk/rejects.csv"
+        rejects.write_text("of last time")
+        with pytest.raises(StorageError, match="No space left on device"):
+            check([str(source)], rejects=rejects)
+        assert [path.read_text() for path in (tmp_path / "disk").iterdir()] == ["of last time"]
+
+
+def test_a_temporary_disk_that_is_full_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_csv(
+        tmp_path / "a.csv", [(f"{'none/' * 500}{n}.wav", "hello") for n in range(6000)], ("path", "text")
+    )
+    with small_disk(tmp_path / "disk", "64k"):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "disk"))
+        with pytest.raises(StorageError, match="disk: the disk is full; make room, or set TMPDIR"):
+            check([str(source)], processes=1)
+
+
 def test_what_two_manifests_share_is_counted(folder: Path) -> None:
     rows = [(f"{number}.wav", f"text {number}", f"s{number % 3}") for number in range(20)]
     write_csv(folder / "train.csv", rows[:12], ("path", "text", "speaker"))
@@ -91,17 +131,44 @@ def test_what_build_writes_passes_the_check(folder: Path, tmp_path: Path) -> Non
     assert report["faults"] == []
 
 
-def test_files_that_are_no_manifests_are_all_named(folder: Path) -> None:
+@pytest.mark.parametrize("look", [check, stats])
+def test_files_that_are_no_manifests_are_all_named(folder: Path, look: Callable[[list[str]], Any]) -> None:
     (folder / "semicolons.csv").write_text("path;text\na;b\n")
     (folder / "utf16.csv").write_bytes("path,text\na,b\n".encode("utf-16"))
+    (folder / "empty.csv").write_text("")
+    (folder / "header.csv").write_text("path,text\n")
+    names = ("none.csv", "empty.csv", "header.csv", "semicolons.csv", "utf16.csv")
     with pytest.raises(ManifestError) as caught:
-        check([str(folder / name) for name in ("none.csv", "semicolons.csv", "utf16.csv")])
+        look([str(folder / name) for name in names])
     messages = [fault.message for fault in caught.value.faults]
     assert messages == [
         "no such file",
+        "is empty; give a CSV with the columns path and text",
+        "has a header and no row; give at least one clip",
         "has its columns parted by ';'; part them by commas",
         "is not UTF-8 text; save the file as UTF-8",
     ]
+
+
+def test_a_language_or_a_column_that_there_is_not_is_refused(folder: Path) -> None:
+    one = write_csv(folder / "a.csv", [("0.wav", "hello", "eve", "hall")], ("path", "text", "Speaker", "room"))
+    two = write_csv(folder / "b.csv", [("1.wav", "hello", "en")], ("path", "text", "language"))
+    sources = [str(one), str(two)]
+    told = "is no column of the CSVs by which clips can be told apart (those that there are: speaker, room)"
+    with pytest.raises(ManifestError) as caught:
+        check(sources, group="speeker", language="qq")
+    assert [(fault.where, fault.value) for fault in caught.value.faults] == [
+        ("--language", "qq"),
+        ("--group", "speeker"),
+    ]
+    assert caught.value.faults[1].message == told
+    with pytest.raises(ManifestError) as caught:
+        stats(sources, speaker="language", language="english")
+    assert [fault.where for fault in caught.value.faults] == ["--language", "--speaker"]
+    with pytest.raises(ManifestError, match=r"those that there are: none\)"):
+        check([str(two)], group="speaker")
+    assert check(sources, group=" Speaker")["ok"] is False  # both say hello
+    assert list(stats(sources, speaker="Speaker")["total"]["speakers"]["most"]) == ["eve"]
 
 
 CELL = st.one_of(
@@ -205,6 +272,31 @@ def test_the_commands_print_tables_and_json(folder: Path, tmp_path: Path, capsys
     assert "none.wav: no such file" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["build", "SOURCE", "--out", "OUT"], ["check", "SOURCE"]])
+def test_limits_that_are_out_of_their_range_are_all_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    given = [{"SOURCE": str(folder), "OUT": str(tmp_path / "out")}.get(word, word) for word in words]
+    limits = ["--silence-dbfs=5", "--min-duration-s=99", "--clipped-share=1.5"]
+    assert main(["manifest", *given, *limits]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: 3 faults",
+        "  --min-duration-s: 99 is too large; give less than 30",
+        "  --silence-dbfs: 5 is too large; give 0 or less",
+        "  --clipped-share: 1.5 is too large; give 1 or less",
+    ]
+
+
+def test_one_of_a_kind_is_said_in_the_singular(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = str(write_csv(folder / "a.csv", [("0.wav", "привет", "en", "eve")], ("path", "text", "language", "speaker")))
+    assert main(["manifest", "check", one]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{one}  1 row, 1 usable; 1 warning"
+    assert main(["manifest", "stats", one]) == 0
+    said = capsys.readouterr().out
+    assert "en 1 clip 0.00 h" in said
+    assert "1 clips" not in said
+
+
 def test_check_counts_tokens_with_the_models_own_tokenizer(
     folder: Path, nano: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +304,39 @@ def test_check_counts_tokens_with_the_models_own_tokenizer(
     assert main(["manifest", "check", str(folder / "long.csv"), "--base-model", str(nano), "-o", "json"]) == 2
     report = json.loads(capsys.readouterr().out)
     assert [fault["kind"] for fault in report["faults"]] == ["too-many-tokens", "control-token"]
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("nope", "is neither a folder on this machine nor a hub id"),
+        ("whisper-smal", "did you mean 'openai/whisper-small'?"),
+        ("./nowhere", "is no folder on this machine"),
+        (".", "holds no "),
+    ],
+)
+def test_a_model_that_cannot_be_one_is_said_so_at_once(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(folder / "a.csv", [("0.wav", "hello")], ("path", "text"))
+    assert main(["manifest", "check", str(folder / "a.csv"), "--base-model", model]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f'error: --base-model: "{model}" ')
+    assert says in told
+
+
+def test_a_model_that_cannot_be_read_is_named_as_it_was_given(
+    folder: Path, nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_bytes((nano / "config.json").read_bytes())
+    assert main(["manifest", "check", str(folder / "a.csv"), "--base-model", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f'error: --base-model: "{tmp_path}" is no complete Whisper checkpoint')
 
 
 def test_many_rows_are_looked_at_in_processes_with_the_same_result(folder: Path, tmp_path: Path) -> None:

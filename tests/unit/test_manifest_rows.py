@@ -115,9 +115,9 @@ def test_whatever_csv_writes_is_read_back(tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text\none\n", "CSV: no column path (found: text)"),
-        ("file,transcript\na,one\n", "CSV: no column path and no column text (found: file, transcript)"),
-        ("", "CSV: no column path and no column text (found: none)"),
+        ("text\none\n", "CSV: has no column path (it has text); add it"),
+        ("file,transcript\na,one\n", "CSV: has no column path and no column text (it has file, transcript); add it"),
+        ("", "CSV: is empty; give a CSV with the columns path and text"),
         ("path,text,Text\na.wav,one,two\n", "CSV: has the column text twice; keep one"),
         ('path,text\na.wav,one\nb.wav,"two\n\n', "CSV, line 3: is not valid CSV: unexpected end of data"),
         ('path,text\na.wav,"one" two\n', "CSV, line 2: is not valid CSV: ',' expected after '\"'"),

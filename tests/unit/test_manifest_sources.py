@@ -19,6 +19,7 @@ from jobs.manifest.row import Row, Segment
 from jobs.manifest.rows import read_rows
 from jobs.manifest.sources import SOURCES, SourceOptions, kind_of, make_source
 from service.errors import InputError, ManifestError
+from service.spec.manifests import AUTO, KINDS
 
 
 def record(path: Path, seconds: float = 0.3) -> Path:
@@ -37,6 +38,10 @@ def table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV."""
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_every_kind_of_source_can_be_asked_for() -> None:
+    assert (AUTO, *SOURCES) == KINDS
 
 
 def test_other_groups_of_a_name_become_columns(tmp_path: Path) -> None:
@@ -222,6 +227,23 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
         if kind not in ("table", "dataset"):
             with pytest.raises(InputError, match="not a folder"):
                 make_source(str(tmp_path / "t.csv"), SourceOptions(), kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "path;text\na.wav;hi\n", "has its columns parted by ';'; part them by commas"),
+        ("a.tsv", "path,text\na.wav,hi\n", "has its columns parted by ','; part them by tabs"),
+        ("b.csv", "", "is empty; give a CSV with the columns path and text"),
+        ("c.csv", "path,text\n", "has a header and no row; give at least one clip"),
+        ("d.jsonl", "", "is empty; give a line of JSON for each clip"),
+        ("e.csv", "path,words\na.wav,hi\n", "has no column text or sentence .*; give --text-column"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_what_check_says(tmp_path: Path, name: str, content: str, says: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ManifestError, match=rf"{name}: {says}$"):
+        build(tmp_path / name, tmp_path / "out")
 
 
 def test_a_hub_id_that_cannot_be_had_is_an_error_of_the_input() -> None:

@@ -140,8 +140,8 @@ def test_very_many_faults_are_counted_and_a_hundred_shown(run: Prepare) -> None:
     write_csv(run.data / "train.csv", [("gone.wav", "text", "en")] * 2500)
     faults = run.faults()
     assert len(faults) == 102
-    assert faults[100] == "...: and 2400 more rows"
-    assert faults[101].startswith("2500 rows cannot be used")
+    assert faults[100] == "...: and 2,400 more rows"
+    assert faults[101].startswith("2,500 rows cannot be used")
 
 
 def test_thirty_seconds_are_not_too_long(run: Prepare) -> None:
@@ -219,7 +219,7 @@ def test_clips_that_are_trained_on_are_counted_wherever_they_lie(run: Prepare) -
 
 def test_an_unreadable_manifest_is_refused(run: Prepare) -> None:
     (run.data / "train.csv").write_text("file,text\na,b\n")
-    assert run.faults() == ["train.csv: no column path (found: file, text)"]
+    assert run.faults() == ["train.csv: has no column path (it has file, text); rename 'file'"]
 
 
 def test_a_model_that_is_not_there_is_named(run: Prepare, tmp_path: Path) -> None:

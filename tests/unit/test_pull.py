@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from disks import small_disk
 
 from service.artifacts import PULLED, FileRecord, RunManifest, file_records, read_manifest, verify
 from service.cli.main import cli
@@ -182,3 +183,10 @@ def test_a_folder_that_cannot_be_written_is_named(root: Storage, tmp_path: Path)
     result = invoke("pull", root.uri, tmp_path / "file")
     assert result.exit_code == 2
     assert f"{tmp_path}/file: cannot be written" in result.stderr
+
+
+def test_a_full_disk_is_a_matter_of_storage(root: Storage, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "4k"):
+        result = invoke("pull", root.uri, tmp_path / "disk/here")
+        assert result.exit_code == 11
+        assert "here: cannot be written (No space left on device); make room, or give another folder" in result.stderr

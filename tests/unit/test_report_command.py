@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from disks import small_disk
 from reports import BASE, HOSTILE, TUNED, make_search, many_utterances, metrics_of, utterance, write_run
 
 from service.artifacts import verify
@@ -94,6 +95,15 @@ def test_a_page_that_cannot_be_written_is_an_error_of_input(tmp_path: Path) -> N
     result = call("report", tmp_path / "run", "--out", tmp_path / "file" / "page.html")
     assert result.exit_code == 2
     assert "cannot be written" in result.stderr
+
+
+def test_a_full_disk_is_a_matter_of_storage(tmp_path: Path) -> None:
+    first, second = two_runs(tmp_path)
+    with small_disk(tmp_path / "disk", "4k"):
+        for words in (["report", first, "--out"], ["compare", first, second, "--html"]):
+            result = call(*words, tmp_path / "disk/page.html")
+            assert result.exit_code == 11
+            assert "page.html: cannot be written (No space left on device); make room" in result.stderr
 
 
 WORSE = (BASE[0], TUNED[1], utterance("/elsewhere/c.wav", "Abre la puerta", "abre la puerta", "es", 2.1))

@@ -238,7 +238,7 @@ def test_all_faults_are_told_at_once_with_csv_and_line(
 def test_of_many_faults_a_hundred_are_told(bucket: str, tmp_path: Path) -> None:
     folder = data(tmp_path / "data")
     write_csv(folder / "train.csv", [(f"{n}.wav", "x") for n in range(1_500)])
-    with pytest.raises(ManifestError, match="and 1400 more rows") as caught:
+    with pytest.raises(ManifestError, match="and 1,400 more rows") as caught:
         plan_of(job(folder, bucket))
     assert len(caught.value.faults) == 102
 

@@ -17,6 +17,7 @@ from jobs.manifest.sources.sidecars import SidecarSource
 from jobs.manifest.sources.table import SUFFIXES, TableSource, metadata_of
 from jobs.manifest.sources.trans_txt import TransTxtSource, has_trans_txt
 from service.errors import Fault, InputError
+from service.spec.manifests import AUTO
 
 __all__ = ["DEFAULT_PATTERN", "SOURCES", "Source", "SourceOptions", "kind_of", "make_source"]
 
@@ -32,13 +33,13 @@ LOOKED_AT = 200
 """Audio files that are looked at to tell a folder with sidecar files from one whose names are the transcripts."""
 
 
-def make_source(location: str, options: SourceOptions, kind: str = "auto") -> Source:
+def make_source(location: str, options: SourceOptions, kind: str = AUTO) -> Source:
     """The source behind a location.
 
     Raises:
         InputError: it cannot be used, or options do not fit it.
     """
-    return SOURCES[kind_of(location) if kind == "auto" else kind](location, options)
+    return SOURCES[kind_of(location) if kind == AUTO else kind](location, options)
 
 
 def kind_of(location: str) -> str:

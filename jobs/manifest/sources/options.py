@@ -10,6 +10,7 @@ from typing import Protocol
 
 from jobs.manifest.row import Row
 from service.spec.languages import CODE_OF_NAME, LANGUAGES
+from service.spec.manifests import LANGUAGE
 
 DEFAULT_PATTERN = r"(?:[^_]+__)??(?:(?P<language>[a-z]{2}|haw|yue)__)?(?P<text>(?:(?!__).)+)"
 """Takes `turn_it_on.wav`, `0001__turn_it_on.wav`, `en__turn_it_on.wav` and `0001__en__turn_it_on.wav`."""
@@ -30,7 +31,7 @@ class SourceOptions:
         out: folder of the manifests: audio that is inside a dataset's tables goes below it.
     """
 
-    language: str = "en"
+    language: str = LANGUAGE
     pattern: str = DEFAULT_PATTERN
     path_column: str | None = None
     text_column: str | None = None

@@ -14,6 +14,7 @@ from jobs.manifest.row import Reject, Row
 from jobs.manifest.rows import KNOWN, parse_optional, parse_segments
 from jobs.manifest.sources.options import SourceOptions, language_code
 from service.errors import Fault, InputError, ManifestError
+from service.spec.csv_header import NO_ROW, form_problem
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson"}
 
@@ -57,18 +58,23 @@ class TableSource:
         """A row per line.
 
         Raises:
-            ManifestError: the table cannot be read, or has no column for path or text.
+            ManifestError: the table cannot be read, has no row, or no column for path or text.
         """
+        as_json = self._suffix in (".jsonl", ".ndjson")
         try:
             with fsspec.open(self._location, "rt", encoding="utf-8-sig", newline="") as file:
-                records = _json_lines(file) if self._suffix in (".jsonl", ".ndjson") else self._fields(file)
+                records = _json_lines(file) if as_json else self._fields(file)
                 columns: tuple[str, str] | None = None
+                line = 0
                 for line, record, fault in records:
                     if fault:
                         yield Row(f"line {line}", "", "", self._options.language, line, fault=fault)
                         continue
                     columns = columns or self._columns(record)
                     yield self._row(line, record, columns)
+                if not line:
+                    problem = "is empty; give a line of JSON for each clip" if as_json else NO_ROW
+                    raise ManifestError([Fault(self._location, problem)])
         except OSError as error:
             raise ManifestError([Fault(self._location, f"cannot be read ({error.strerror or error})")]) from error
         except UnicodeDecodeError as error:
@@ -88,10 +94,12 @@ class TableSource:
             except csv.Error as error:
                 yield reader.line_num, {}, Reject("bad-row", f"is not valid CSV: {error}")
                 continue
-            if fields is None:
-                return
             if header is None:
-                header = [name.strip().lower() for name in fields]
+                header = [name.strip().lower() for name in fields or ()]
+                if problem := form_problem(header, "\t" if tabs else ","):
+                    raise ManifestError([Fault(self._location, problem)])
+            elif fields is None:
+                return
             elif fields:
                 fault = None
                 if any(field.strip() for field in fields[len(header) :]):
