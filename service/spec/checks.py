@@ -14,7 +14,7 @@ from service.spec.check_space import idle_findings, search_findings, space_findi
 from service.spec.findings import Finding, Findings, advice
 from service.spec.job import JobSpec
 from service.spec.paths import MODELS, PATHS, is_stored, is_uri
-from service.spec.settings import nearest
+from service.spec.settings import FLAT, nearest
 from service.spec.training import AUTO
 from service.spec.whisper_dims import OPENAI, NotWhisperError, WhisperDims, dims_of, is_folder, known_dims
 from service.spec.whisper_modules import modules
@@ -177,6 +177,13 @@ def _packing(spec: JobSpec) -> Findings:
             yield advice(f"data.{name}", "has no effect without data.packing", value)
 
 
+def _idle_training(spec: JobSpec) -> Findings:
+    if spec.idle:
+        first, *others = spec.idle
+        more = f", nor {'has' if len(others) == 1 else 'have'} {', '.join(others)}" if others else ""
+        yield advice(f"{FLAT}.{first}", f"has no effect with kind {spec.kind}, which trains nothing{more}")
+
+
 def _guard(spec: JobSpec) -> Findings:
     guard = spec.guard
     if not trains(spec) and guard.csv is not None:
@@ -331,7 +338,7 @@ _OF_TRAINING = (
 CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
     "train": (*_OF_TRAINING, idle_findings),
     "search": (*_OF_TRAINING, search_findings),
-    "evaluate": (_required, _credentials, _precision, _resources, _scored_model, _guard, idle_findings),
-    "export": (_required, _credentials, _resources, export_findings, _guard, idle_findings),
+    "evaluate": (_required, _credentials, _precision, _resources, _scored_model, _guard, _idle_training, idle_findings),
+    "export": (_required, _credentials, _resources, export_findings, _guard, _idle_training, idle_findings),
 }
 """The checks that need nothing but the spec, by the kind of job."""

@@ -205,6 +205,25 @@ def test_a_dry_run_evaluation_is_a_job_too(folder):
     assert content["plan"]["rows"] == {"csv": 1}
 
 
+@pytest.mark.parametrize("words", [["evaluate", "m", "val.csv"], ["export", "m"]])
+def test_a_command_that_trains_nothing_has_no_flags_of_training(folder, words):
+    shown = invoke(words[0], "--help").stdout
+    refused = invoke(*words, "--lora-r", "8")
+
+    assert all(f"  {flag} " in shown for flag in ("--name", "--outdir", "--language", "--fp16", "--bf16", "--set"))
+    assert not [flag for flag in ("--lora-r", "--epochs", "--train-csv", "--base-model") if f"  {flag} " in shown]
+    assert (refused.exit_code, "No such option '--lora-r'" in refused.stderr) == (2, True)
+
+
+def test_the_doctors_help_shows_the_flags_that_it_looks_at_and_takes_all(folder):
+    shown = invoke("doctor", "--help").stdout
+    result = invoke("doctor", *DATA, "--lora-r", "0")
+
+    assert all(f"  {flag} " in shown for flag in ("--base-model", "--train-csv", "--val-csv", "--outdir"))
+    assert "--lora-r" not in shown
+    assert result.stderr == "error: --lora-r: 0 is too small; give 1 or more\n"
+
+
 def test_a_dry_run_loads_no_torch_and_opens_no_network(spec):
     code = """
 import socket, sys

@@ -250,6 +250,27 @@ def test_place_and_patience_are_not_part_of_the_hash(folder):
     assert load(folder, {"training": DATA | {"seed": 1}}).spec.sha256 != plain.sha256
 
 
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"kind": "evaluate", "evaluation": {"model": "openai/whisper-tiny", "csv": "val.csv"}},
+        {"kind": "export", "export": {"source": "s3://b/adapter"}, "evaluation": {"csv": "val.csv"}},
+    ],
+)
+def test_what_only_training_needs_is_pointed_out_in_other_jobs_and_not_part_of_their_hash(folder, job):
+    plain = load(folder, job)
+    loaded = load(folder, job | {"training": {"lora_r": 4, "epochs": 7, "use_dora": True, "bf16": False}})
+    one = load(folder, job | {"training": {"lr": 1e-4, "seed": 1}})
+
+    assert plain.advice == []
+    (line,) = loaded.advice
+    assert "training.epochs: has no effect with kind" in line
+    assert line.endswith(", which trains nothing, nor have lora_r, use_dora")
+    assert one.advice[0].endswith("nor has lr")
+    assert plain.spec.sha256 == one.spec.sha256 != loaded.spec.sha256
+    assert loaded.spec.sha256 == load(folder, job | {"training": {"bf16": False}}).spec.sha256
+
+
 def test_files_need_not_be_there_where_only_the_form_is_checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "spec.json").write_text(json.dumps(DATA | {"base_model": "./gone"}))
