@@ -19,7 +19,7 @@ import fsspec
 from jobs.manifest.row import Reject, Row, Segment, join_text
 from service.errors import Fault, ManifestError, NotFoundError
 from service.spec.languages import WITHOUT_SPACES
-from service.spec.paths import is_stored
+from service.spec.paths import is_stored, unknown_uri
 from service.storage import Storage
 
 REQUIRED = ("path", "text")
@@ -41,6 +41,8 @@ def read_rows(source: str, default_language: str, *, strict: bool = True) -> Ite
     Raises:
         ManifestError: the file cannot be read, is not UTF-8 or no CSV, or lacks a column.
     """
+    if problem := unknown_uri(source, "a path"):
+        raise ManifestError([Fault(source, problem)])
     try:
         errors = "strict" if strict else "surrogateescape"
         with fsspec.open(_at_hand(source), "rt", encoding="utf-8-sig", newline="", errors=errors) as file:

@@ -11,7 +11,8 @@ import click
 from service.artifacts import RunManifest, read_manifest
 from service.cli.options import output_options
 from service.cli.output import print_artifacts, print_json, transfer_bar, warn
-from service.errors import InputError, StorageError, VerificationError
+from service.errors import Fault, InputError, StorageError, VerificationError
+from service.spec.paths import is_uri
 from service.storage import Storage
 
 
@@ -73,6 +74,8 @@ def pull(root: str, folder: str, only: tuple[str, ...], refused: bool, output: s
     """Bring the files of a complete run to DIR, and check each. The same command again goes on where it stopped."""
     from service.pull import pull as pull_run
 
+    if is_uri(folder):
+        raise InputError([Fault("DIR", "is a URI; give a folder on this machine", folder)])
     target = Path(folder).absolute()
     with opened_root(root) as storage, transfer_bar("pulling") as progress, _writing(target):
         manifest: RunManifest = read_manifest(storage)

@@ -117,9 +117,7 @@ def _root(spec: JobSpec) -> Findings:
     setting = "training.outdir" if spec.training.outdir else "storage.uri"
     value = spec.training.outdir or spec.storage.uri
     if is_uri(value) and not value.startswith("file://"):
-        if not value.startswith(STORES):
-            yield Finding((setting,), "is a URI of a kind that is not known; give a folder, s3:// or gs://", value)
-        elif setting == "training.outdir" and "/" not in value.split("://", 1)[1].strip("/"):
+        if setting == "training.outdir" and value.startswith(STORES) and "/" not in value.split("://", 1)[1].strip("/"):
             yield Finding((setting,), "is a whole bucket; give a folder in it, such as <bucket>/runs", value)
         for path in READ:
             source = _setting(spec, path)

@@ -68,6 +68,8 @@ def _text(source: Path, name: str) -> str:
         with open(source, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
+        if "://" in name or ":/" in name:  # pathlib has made one slash of two
+            raise _fault(name, "is a URI; a spec is read from this machine: give a YAML or JSON file") from None
         raise _fault(name, "there is no such file; `whisper-jobs explain` lists what a spec may hold") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 
 from service.errors import Fault, ManifestError
 from service.spec.check_files import csv_problem
-from service.spec.paths import is_uri
+from service.spec.paths import is_uri, unknown_uri
 from service.upload.hashes import Files, LocalFile
 
 AUDIO, CSVS = "audio", "csv"
@@ -39,7 +39,11 @@ def row_faults(source: str, files: Files) -> Iterator[Fault]:
         files.look(row.path for row in block if row.path)
         for row in block:
             where = f"{source}, line {row.line}"
-            if row.path and (problem := files.problem(row.path)):
+            if row.path is None and row.column >= 0 and row.column < len(row.fields):
+                written = row.fields[row.column].strip()
+                if problem := unknown_uri(written, "a path"):
+                    yield Fault(where, problem, written)
+            elif row.path and (problem := files.problem(row.path)):
                 yield Fault(where, problem, row.fields[row.column].strip())
             elif row.path == "":
                 yield Fault(where, "path is empty")

@@ -122,6 +122,42 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_two(spec, words, says, f
         assert says in result.stderr
 
 
+WEB = {
+    "verify": ["verify", "http://x/run"],
+    "artifacts": ["artifacts", "http://x/run"],
+    "pull": ["pull", "http://x/run", "there"],
+    "report": ["report", "http://x/run"],
+    "compare": ["compare", "http://x/run", "http://x/run"],
+    "trials": ["trials", "http://x/run"],
+    "manifest check": ["manifest", "check", "http://x/a.csv"],
+    "manifest build": ["manifest", "build", "http://x/a.csv", "--out", "there"],
+    "submit": ["submit", "--train-csv", "http://x/a.csv", "--val-csv", "val.csv", "--dry-run"],
+}
+
+
+@pytest.mark.parametrize("words", WEB.values(), ids=WEB)
+def test_an_address_of_the_web_is_no_place(folder, words):
+    result = subprocess.run(
+        [sys.executable, "-c", "from service.cli.main import main; main()", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "http://x/" in result.stderr
+    assert "is a URI of a kind that is not known; give " in result.stderr
+    assert result.stderr.endswith(", s3:// or gs://\n")
+
+
+def test_what_takes_no_uri_says_so(folder):
+    pulled, validated = invoke("pull", "run", "s3://bucket/there"), invoke("validate", "https://x/spec.yaml")
+
+    assert pulled.stderr == 'error: DIR: "s3://bucket/there" is a URI; give a folder on this machine\n'
+    assert "is a URI; a spec is read from this machine" in validated.stderr
+
+
 # explain and schema
 
 
