@@ -15,12 +15,16 @@ from pydantic import ValidationError
 
 from service.errors import Fault, SpecError
 from service.spec import checks, paths, rewrites, words
+from service.spec.base import parse_json_text
+from service.spec.check_space import SPACE, dimension_findings, sound_part
 from service.spec.flags import Override, Overrides, has_value
 from service.spec.job import JobSpec
 from service.spec.read import Document, KeyPath, read_document
-from service.spec.settings import FLAT, find, sections, settings, suggest, suggest_section
+from service.spec.settings import FLAT, find, nearest, sections, settings, suggest, suggest_section
 
 __all__ = ["LoadedSpec", "Override", "Overrides", "load_spec"]
+
+KINDS = tuple(checks.CHECKS)
 
 LARGEST = 10**15
 """No setting has a use for a larger whole number; arithmetic beyond it stops being exact."""
@@ -74,9 +78,14 @@ def load_spec(
     spec = paths.absolute(spec)
 
     advice = []
-    for finding in checks.findings(spec, check_files=check_files):
-        if any(draft.is_faulty(path) for path in finding.settings):
-            continue
+    found = [
+        finding
+        for finding in checks.findings(spec, check_files=check_files)
+        if not any(draft.is_faulty(path) for path in finding.settings)
+    ]
+    if draft.is_faulty(SPACE):
+        found += dimension_findings(spec)
+    for finding in found:
         fault = finding.fault(draft.where(finding.settings[0]))
         if finding.fatal:
             draft.faults.append(fault)
@@ -96,6 +105,7 @@ class _Draft:
         self.sources: dict[str, str] = {}
         self.faults: list[Fault] = []
         self._faulty: set[str] = set()
+        self._faulty_inside: dict[str, set[str]] = {}  # keys of settings that are objects
         self._meant: set[str] = set()  # by an unknown key: whether it is missing cannot be told
         top = set(document.content)
         self.is_flat = not top & set(sections()) and any(f"{FLAT}.{key}" in settings() for key in top)
@@ -113,6 +123,8 @@ class _Draft:
     def is_faulty(self, path: str) -> bool:
         """Whether a setting, or the section that it belongs to, has a fault already."""
         doubtful = self._faulty | self._meant
+        if path == "kind" and self._has("kind"):  # it was told what is meant
+            return False
         return path in doubtful or path.split(".", 1)[0] in doubtful
 
     def fault(self, path: str, fault: Fault) -> None:
@@ -201,6 +213,9 @@ class _Draft:
         before = self.sources.get(path, label)
         return before != label and before.startswith("--") and self._get(path) != value
 
+    def _has(self, path: str) -> bool:
+        return self._get(path) is not None
+
     def _get(self, path: str) -> Any:
         section, _, name = path.rpartition(".")
         branch = self.tree.get(section, {}) if section else self.tree
@@ -230,8 +245,17 @@ class _Draft:
             for entry in error.errors(include_url=False):
                 self._note(entry)
         for path in self._faulty:
-            self._drop(path)
+            self._mend(path)
         return JobSpec.model_validate(self.tree)
+
+    def _mend(self, path: str) -> None:
+        """Take a setting with a fault out, but for what can be told of it all the same."""
+        value = self._get(path)
+        self._drop(path)
+        if path == "kind" and isinstance(value, str) and (meant := nearest(value.lower(), KINDS)):
+            self.tree["kind"] = meant[0]
+        if path == SPACE and (faulty := self._faulty_inside.get(path)):
+            self.tree["search"]["space"] = sound_part(parse_json_text(value), faulty)
 
     def _note(self, entry: Mapping[str, Any]) -> None:
         location = [str(part) for part in entry["loc"]]
@@ -240,8 +264,10 @@ class _Draft:
         if path in self._faulty and not inside:
             return
         where = self.where(path) + "".join(f"[{part}]" for part in inside)
-        if entry["type"] == "extra_forbidden":  # inside a setting that is an object
-            self.fault(path, Fault(where, "is not known there; `whisper-jobs explain` shows what is"))
+        if inside:
+            self._faulty_inside.setdefault(path, set()).add(inside[0])
+        if entry["type"] in ("extra_forbidden", "missing"):  # inside a setting that is an object
+            self.fault(path, Fault(where, words.message(entry)))
             return
         self.fault(path, Fault(where, words.message(entry), entry["input"]))
 

@@ -5,8 +5,14 @@ import json
 import pytest
 import yaml
 from click.testing import CliRunner
+from pydantic import ValidationError
 
 from service.cli.main import cli
+from service.spec import words
+from service.spec.job import JobSpec
+from service.spec.search import Dimension
+from service.spec.settings import settings
+from service.spec.text import TextRules
 
 DATA = {"train_csv": "train.csv", "val_csv": "val.csv"}
 
@@ -430,6 +436,61 @@ def test_all_faults_come_at_once(folder):
             "--epochs: 0 is too small; give 1 or more",
         ]
     )
+
+
+KINDS = {
+    "trian": ["kind", "training.train_csv", "training.val_csv"],
+    "Evaluate": ["kind", "evaluation.model", "evaluation.csv"],
+    "qqqq": ["kind"],
+}
+
+
+@pytest.mark.parametrize(("kind", "places"), KINDS.items(), ids=KINDS)
+def test_what_a_misspelt_kind_lacks_is_told_too(folder, kind, places):
+    result = CliRunner().invoke(cli, ["validate", write_spec(folder, {"kind": kind, "engine": {}})])
+
+    faults = [
+        line for line in result.stderr.replace("error: bad.yaml:1: ", "  bad.yaml:1: ").splitlines() if ": " in line
+    ]
+    assert [line.split(": ")[1] for line in faults if "faults" not in line] == places
+
+
+STRANGE = [
+    None,
+    True,
+    -1,
+    10**16,
+    0.5,
+    "x",
+    "",
+    [],
+    [1],
+    [[]],
+    ["x", {}],
+    [1, 2, 3],
+    {},
+    {"a": 1},
+    {"a": {}},
+    {"fc1": []},
+]
+INSIDE = {
+    "search.space": [{"lr": {name: value}} for value in STRANGE for name in Dimension.model_fields],
+    "data.text": [{name: value} for value in STRANGE for name in TextRules.model_fields]
+    + [{"replace": [{"pattern": value}, {"by": value}]} for value in STRANGE],
+}
+
+
+@pytest.mark.parametrize("path", settings())
+def test_no_fault_of_a_value_is_in_pydantics_words(path):
+    section, _, name = path.rpartition(".")
+    for value in [*STRANGE, *INSIDE.get(path, [])]:
+        try:
+            JobSpec.model_validate({section: {name: value}} if section else {name: value})
+        except ValidationError as error:
+            for entry in error.errors():
+                text = words.message(entry)
+                assert text[0].islower(), (value, text)
+                assert "should" not in text, (value, text)
 
 
 def test_faults_come_as_json_on_stderr(folder):
