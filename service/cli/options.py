@@ -117,10 +117,9 @@ def _options(taken: Sequence[Flag], shown: Sequence[Flag]) -> list[Function]:
     ]
     for flag in taken:
         names = (f"{flag.option}/{flag.negation}" if flag.negation else flag.option, _identifier(flag))
-        kind: dict[str, Any] = {"default": None, "help": flag.help, "hidden": flag not in shown}
+        kind: dict[str, Any] = {"default": (), "multiple": True, "help": flag.help, "hidden": flag not in shown}
         if not flag.negation:
             kind |= {"metavar": f"{flag.metavar}..." if flag.setting.is_list else flag.metavar, "type": str}
-            kind |= {"multiple": True, "default": ()} if flag.setting.is_list else {}
         options.append(click.option(*names, **kind))
     return options
 

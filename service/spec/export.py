@@ -76,6 +76,9 @@ def artifact_name(name: str) -> str:
     if family and family.precisions:
         return f"{name}-{family.precisions[0]}"
     if name not in ARTIFACTS and name != ADAPTER:
+        if "," in name:
+            hint = f"name each by itself: {' '.join(name.replace(',', ' ').split())}"
+            raise PydanticCustomError("format", "holds {name}; {hint}", {"name": name, "hint": hint})
         close = difflib.get_close_matches(name, [*ARTIFACTS, *FAMILIES], n=1)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(ARTIFACTS)}"
         raise PydanticCustomError("format", "holds {name}, which is no format; {hint}", {"name": name, "hint": hint})

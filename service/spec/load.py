@@ -173,15 +173,22 @@ class _Draft:
             self._unknown_override(path, label)
         elif not has_value(override):
             self.fault(path, Fault(label, f"has no value; write --set {path}=VALUE"))
-        elif self._is_contradiction(path, value, label):
-            self.fault(path, Fault(label, f"contradicts {self.sources[path]}; give one of the two", value))
+        elif self._is_contradiction(path, value):
+            before = self.sources[path]
+            text = f"contradicts {before}" if before != label else f"is given as {self._get(path)!r} too"
+            self.fault(path, Fault(label, f"{text}; give one of the two", value))
         else:
             self._set(tuple(path.split(".", 1)), value, label)
 
     def _unknown_override(self, path: str, label: str) -> None:
         section, _, name = path.rpartition(".")
         parent = next((known for known in settings() if path.startswith(f"{known}.")), None)
-        if path in sections():
+        found = [] if section else find(name)
+        if len(found) > 1 and path not in sections():
+            paths_of = " or ".join(setting.path for setting in found)
+            self._meant.update(setting.path for setting in found)
+            self.faults.append(Fault(label, f"is a setting of several sections; write {paths_of}"))
+        elif path in sections():
             example = next(known for known in settings() if known.startswith(f"{path}."))
             self.fault(path, Fault(label, f"is a section; set one of its settings, such as {example}"))
         elif parent:
@@ -208,10 +215,9 @@ class _Draft:
         written = best.name if best.section == here and in_file else best.path
         self.faults.append(Fault(where, f"is no setting; did you mean `{written}`?"))
 
-    def _is_contradiction(self, path: str, value: Any, label: str) -> bool:
-        """Whether two different flags give a setting two values; of the same flag the last one counts."""
-        before = self.sources.get(path, label)
-        return before != label and before.startswith("--") and self._get(path) != value
+    def _is_contradiction(self, path: str, value: Any) -> bool:
+        """Whether flags, or one flag that stands twice, give a setting two values."""
+        return self.sources.get(path, "").startswith("--") and self._get(path) != value
 
     def _has(self, path: str) -> bool:
         return self._get(path) is not None

@@ -137,6 +137,18 @@ def _yaml(text: str, name: str) -> Any:
         raise _fault(name, "is no YAML that can be read: a value or its nesting is out of all bounds") from None
 
 
+def read_flow(text: str) -> Any:
+    """The value of a list or object in YAML's flow style, which a shell has passed on as text: `[hf, ggml]`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return _yaml(text, "")
+    except SpecError as error:
+        raise ValueError(str(error)) from None
+
+
 @cache
 def _loader() -> Any:
     """A SafeLoader by YAML 1.2's rules: `no` is Norwegian and not false, `5e-5` a number, `010` ten; no dates."""

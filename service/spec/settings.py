@@ -81,6 +81,12 @@ class Setting:
         return "array" in self.types
 
     @property
+    def items_text(self) -> str:
+        """What a list holds, in plain words."""
+        items: dict[str, Any] = next((branch["items"] for branch in self._branches if "items" in branch), {})
+        return "numbers" if items.get("type") in ("number", "integer") else "names"
+
+    @property
     def type_text(self) -> str:
         """The type in plain words."""
         words = {
@@ -88,7 +94,7 @@ class Setting:
             "number": "number",
             "boolean": "true or false",
             "string": "text",
-            "array": "list of names",
+            "array": f"list of {self.items_text}",
             "object": "object, or a JSON string of one",
             "null": "null",
         }
@@ -160,6 +166,12 @@ def find(name: str) -> list[Setting]:
     if wanted in table:
         return [table[wanted]]
     return [setting for setting in table.values() if setting.name == wanted]
+
+
+def by_bare_name(name: str) -> str:
+    """The path of the one setting of that name, `lora_r` or `weight_decay`; a name of none or of several stays."""
+    found = [setting.path for setting in settings().values() if setting.name == name]
+    return found[0] if len(found) == 1 and name not in sections() else name
 
 
 def suggest(name: str, section: str = "") -> list[Setting]:

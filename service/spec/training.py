@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from service.spec.base import Float, Int, JsonText, Spec, check_regex, parse_json_text, parse_names
+from service.spec.base import Float, Int, JsonText, Spec, check_regex, parse_json_text, parse_names, refuse_commas
 from service.spec.languages import CODE_OF_NAME, LANGUAGES
 
 DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -54,6 +54,8 @@ def _as_targets(value: Any) -> Any:
     # One plain name is a list of one; PEFT would read it as a regex that must match a whole module path.
     if isinstance(value, str) and re.fullmatch(r"[\w.]*\w", value):
         return [value]
+    if isinstance(value, str) and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", value):
+        refuse_commas(value)  # as a regular expression it could match nothing
     if isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
         return value
     raise PydanticCustomError("targets", "is neither a list of module names nor a regular expression")

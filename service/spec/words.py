@@ -40,7 +40,7 @@ WORDS: dict[str, str | Callable[[Context], str]] = {
     "int_type": "is not a whole number; give one such as 4",
     "less_than": lambda context: f"is too large; give less than {_number(context['lt'])}",
     "less_than_equal": lambda context: f"is too large; give {_number(context['le'])} or less",
-    "list_type": "is not a list; give one such as [embed_tokens]",
+    "list_type": "is not a list",
     "literal_error": _choices,
     "missing": "is missing; give it",
     "model_type": "is not an object",
@@ -74,6 +74,14 @@ def message(error: Mapping[str, Any]) -> str:
     if kind in ("dict_type", "model_type") and setting:
         example = f"give one such as {json.dumps(setting[0].example)}"
         text += f"; {example if len(error['loc']) == 2 else f'`whisper-jobs explain {setting[0].path}` shows the form'}"
-    if kind == "list_type" and setting and setting[0].name != "modules_to_save":
-        text = "is not a list of names"
+    if kind == "list_type" and setting and len(error["loc"]) == 2:
+        text = f"is not a list of {setting[0].items_text}; {_as_list(error['input'], setting[0].example)}"
+    if kind == "string_type" and isinstance(error["input"], list | dict):
+        text = f"is {'a list' if isinstance(error['input'], list) else 'an object'}; give one text"
     return text
+
+
+def _as_list(value: Any, example: Any) -> str:
+    if isinstance(value, str) and "," in value:
+        return f"give it as [{', '.join(part.strip() for part in value.split(','))}]"
+    return f"give one such as {json.dumps(example)}"

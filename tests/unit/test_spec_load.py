@@ -71,6 +71,8 @@ YAML_VALUES = {
     "lora_target_modules: [fc1, fc1]": ("lora_target_modules", ["fc1"]),
     "lora_target_modules: .*\\.fc1": ("lora_target_modules", ".*\\.fc1"),
     "lora_target_modules: all-linear": ("lora_target_modules", "all-linear"),
+    "lora_target_modules: '[fc1, \"fc2\"]'": ("lora_target_modules", ["fc1", "fc2"]),
+    "lora_rank_pattern: '{fc1: 4}'": ("lora_rank_pattern", {"fc1": 4}),
     "modules_to_save: embed_tokens": ("modules_to_save", ["embed_tokens"]),
     "lora_init: null": ("lora_init", True),
     "lora_init: 'true'": ("lora_init", True),
