@@ -194,6 +194,16 @@ def _guard(spec: JobSpec) -> Findings:
             yield advice(f"guard.{name}", "has no effect without guard.csv", value)
 
 
+def _limits(spec: JobSpec) -> Findings:
+    for path, limit in {
+        "guard.max_wer_increase": spec.guard.max_wer_increase,
+        "export.max_wer_increase": spec.export.max_wer_increase,
+    }.items():
+        if limit > 0.2:
+            points = f"{100 * limit:g} percentage points"
+            yield advice(path, f"lets the WER rise by {points}, which stops next to nothing; 0.02 is two", limit)
+
+
 def _trackers(spec: JobSpec) -> Findings:
     for name in spec.engine.report_to:
         if name.lower() not in (*TRACKERS, "none"):
@@ -350,6 +360,7 @@ _OF_TRAINING = (
     _dataset,
     _packing,
     _guard,
+    _limits,
     _trackers,
     export_findings,
     _advice_on_training,
@@ -369,6 +380,16 @@ CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
         _idle_training,
         idle_findings,
     ),
-    "export": (_required, _credentials, _addresses, _resources, export_findings, _guard, _idle_training, idle_findings),
+    "export": (
+        _required,
+        _credentials,
+        _addresses,
+        _resources,
+        export_findings,
+        _guard,
+        _limits,
+        _idle_training,
+        idle_findings,
+    ),
 }
 """The checks that need nothing but the spec, by the kind of job."""

@@ -102,7 +102,7 @@ class ExportConfig(Spec):
     """Held-out clips that each export transcribes: once so that its words can be compared with the merged model's
     (greedy, no fallback, no timestamps), once with its runtime's own defaults."""
 
-    max_wer_increase: Float = Field(default=0.02, ge=0)
+    max_wer_increase: Float = Field(default=0.02, ge=0, le=1)
     """How far an export's WER may lie above the merged model's on the same clips, both greedy. As a fraction: 0.02 is
     two percentage points. An export beyond it is marked as refused, and the job ends with exit code 17."""
 
