@@ -118,18 +118,26 @@ def _entry(setting: Setting) -> str:
 
 
 def _exit_codes() -> str:
-    rows = {
-        EXIT_DONE: "Done.",
-        EXIT_INTERNAL: "A fault of whisper-jobs itself; `--debug` shows the traceback.",
-        EXIT_INTERRUPTED: "Interrupted by the user (Ctrl-C).",
-    }
-    rows |= {kind.exit_code: _first_line(kind) for kind in _direct_errors()}
-    lines = [f"| {code} | {meaning} |" for code, meaning in sorted(rows.items())]
+    lines = [f"| {code} | {meaning} |" for code, meaning in exit_codes().items()]
     return f"## Exit codes\n\n{EXIT_CODES}\n| code | meaning |\n|---|---|\n" + "\n".join(lines) + "\n"
 
 
-def _direct_errors() -> list[type[WhisperJobsError]]:
-    return WhisperJobsError.__subclasses__()
+def exit_codes() -> dict[int, str]:
+    """What every exit code means, in their order: of errors that share one, the most general one says it."""
+    rows = {
+        EXIT_DONE: "Done.",
+        EXIT_INTERNAL: "A fault of whisper-jobs itself; `--debug` shows the traceback.",
+        EXIT_INTERRUPTED: "Interrupted with Ctrl-C, with a checkpoint; a job on a cluster is no longer followed, and goes on.",
+    }
+    for kind in _errors(WhisperJobsError):
+        rows.setdefault(kind.exit_code, _first_line(kind))
+    return dict(sorted(rows.items()))
+
+
+def _errors(kind: type[WhisperJobsError]) -> list[type[WhisperJobsError]]:
+    """The errors of `service.errors` below one, the general ones first."""
+    below = [each for each in kind.__subclasses__() if each.__module__ == kind.__module__]
+    return below + [deeper for each in below for deeper in _errors(each)]
 
 
 def _first_line(kind: type[WhisperJobsError]) -> str:
