@@ -47,7 +47,11 @@ INTRODUCTION = """\
 A spec is YAML or JSON. Its settings stand in sections; those of `training` may also stand at top level, without any
 section, as in the files of the old toolkit. What a flag says wins over the file, and the file over the default. Every
 setting of `training` has a flag of its own; any other is set by `--set section.setting=value`. Settings that hold an
-object also take a JSON string of it. Unknown settings are refused, with the nearest known name.
+object also take a JSON string of it. Unknown settings are refused, with the nearest known name. Relative paths start at
+the current folder, not at the spec's.
+
+Under some settings it is said how *the default* was chosen. "The reference" is there the old toolkit's description of
+its settings, which gives several defaults for some of them.
 
 `whisper-jobs explain SETTING` prints the entry of one setting, `whisper-jobs validate SPEC` checks a spec without a
 cluster, and `schema.json` beside this file lets editors complete and check one:
@@ -127,7 +131,8 @@ def exit_codes() -> dict[int, str]:
     rows = {
         EXIT_DONE: "Done.",
         EXIT_INTERNAL: "A fault of whisper-jobs itself; `--debug` shows the traceback.",
-        EXIT_INTERRUPTED: "Interrupted with Ctrl-C, with a checkpoint; a job on a cluster is no longer followed, and goes on.",
+        EXIT_INTERRUPTED: "Interrupted with Ctrl-C, with a checkpoint; a job on a cluster is no longer followed, and "
+        "goes on.",
     }
     for kind in _errors(WhisperJobsError):
         rows.setdefault(kind.exit_code, _first_line(kind))

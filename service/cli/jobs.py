@@ -22,7 +22,10 @@ from service.spec.load import LoadedSpec
 @click.option("--overwrite", is_flag=True, help="Delete what an earlier run left under the same root.")
 @output_options
 def run(spec_input: SpecInput, dry_run: bool, overwrite: bool, output: str) -> int:
-    """Run a job on this machine: a local Ray is started for it. The same command again goes on where it stopped."""
+    """Run a job on this machine: a local Ray is started for it. The same command again goes on where it stopped.
+
+    Relative paths, those in SPEC too, start at the current folder.
+    """
     return _start(spec_input.load(), dry_run=dry_run, overwrite=overwrite, output=output)
 
 

@@ -295,13 +295,17 @@ def _hub_name(setting: str, name: str) -> Findings:
     elif guesses := [hub_id for hub_id in (f"openai/{name}", f"openai/whisper-{name}") if hub_id in OPENAI]:
         yield Finding((setting,), f"is neither a hub id nor a folder; did you mean {guesses[0]!r}?", name)
     elif not _is_hub_id(name):
-        close = nearest(f"openai/whisper-{name.rsplit('/', 1)[-1].removeprefix('whisper-')}", OPENAI)
-        hint = f"did you mean {close[0]!r}?" if close else "give one such as 'openai/whisper-small'"
+        sizes = [hub_id.removeprefix(_WHISPER) for hub_id in OPENAI]
+        close = nearest(name.rsplit("/", 1)[-1].removeprefix("whisper-").lower(), sizes)
+        hint = f"did you mean {_WHISPER + close[0]!r}?" if close else f"give one such as '{_WHISPER}small'"
         yield Finding((setting,), f"is neither a folder on this machine nor a hub id; {hint}", name)
     elif name.startswith("openai/"):
         close = nearest(name, OPENAI)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         yield advice(setting, f"is no Whisper of OpenAI's that this version knows{hint}", name)
+
+
+_WHISPER = "openai/whisper-"
 
 
 def _is_hub_id(name: str) -> bool:

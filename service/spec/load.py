@@ -7,18 +7,19 @@ section) is a train job.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from service.errors import Fault, SpecError
-from service.spec import checks, paths, rewrites, words
+from service.spec import checks, look, paths, rewrites, words
 from service.spec.base import parse_json_text
 from service.spec.check_space import SPACE, dimension_findings, sound_part
 from service.spec.flags import Override, Overrides, has_value
 from service.spec.job import JobSpec
+from service.spec.paths import MODELS, PATHS, is_uri
 from service.spec.read import Document, KeyPath, read_document
 from service.spec.settings import FLAT, find, nearest, sections, settings, suggest, suggest_section
 
@@ -87,6 +88,8 @@ def load_spec(
         found += dimension_findings(spec)
     for finding in found:
         fault = finding.fault(draft.where(finding.settings[0]))
+        if note := draft.beside(finding.settings[0]):
+            fault = replace(fault, message=f"{fault.message}; {note}")
         if finding.fatal:
             draft.faults.append(fault)
         else:
@@ -115,10 +118,25 @@ class _Draft:
         if path in self.sources:
             return self.sources[path]
         if self.document.name:
-            written = path.removeprefix(f"{FLAT}.") if self.is_flat else path
-            return self.document.where(tuple(written.split(".", 1)))
+            return self.document.where(self._place(path))
         found = find(path)
         return found[0].flag or f"--set {path}" if found else path
+
+    def beside(self, path: str) -> str:
+        """A word on a path of the file that does not exist from the current folder on, but beside the file."""
+        value = self._get(path)
+        of_file = self.sources.get(path) == self.document.where(self._place(path)) if self.document.name else False
+        if path not in PATHS + MODELS or not of_file or not isinstance(value, str):
+            return ""
+        there = Path(self.document.name).parent / value
+        if is_uri(value) or look.exists(look.absolute(value)) or not look.exists(there):
+            return ""
+        return f"{there} is there, but relative paths start at the current folder, not at the spec's"
+
+    def _place(self, path: str) -> KeyPath:
+        """Where a setting stands in the file."""
+        written = path.removeprefix(f"{FLAT}.") if self.is_flat else path
+        return tuple(written.split(".", 1))
 
     def is_faulty(self, path: str) -> bool:
         """Whether a setting, or the section that it belongs to, has a fault already."""

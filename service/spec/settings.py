@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -39,6 +40,10 @@ OTHER_NAMES = {
     "warmup_steps": "warmup_ratio",
 }
 """What other tools call our settings: only to point the way in an error."""
+
+
+SENTENCE_END = r"(?<=[^ .]\.) (?=[A-Z0-9`])"
+"""The space behind a sentence. A dot of a formula has a space before it: `B . (W A^T)`."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,7 @@ class Setting:
     def summary(self) -> str:
         """The first sentence of its text."""
         text = " ".join(self.doc.split())
-        end = text.find(". ")
-        return text if end < 0 else text[: end + 1]
+        return re.split(SENTENCE_END, text, maxsplit=1)[0]
 
     @property
     def _branches(self) -> list[dict[str, Any]]:

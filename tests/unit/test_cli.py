@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -192,6 +193,29 @@ def test_examples_of_settings_are_valid(folder):
 
         allowed = (0, 2) if path in ("kind", "data.dataset") else (0,)  # these two want others left out
         assert result.exit_code in allowed, (words, result.output)
+
+
+SENTENCES = {
+    "engine.fast_dora": " with g = m / n.",
+    "augment.mask_time_min_masks": "Fewest masks over time in a clip, with `mask_time_prob` above 0.",
+    "engine.keep_encoder_gb": "and of main memory, in GB.",
+    "training.per_dev_batch": "or `auto`.",
+    "training.epochs": "Passes over the training set.",
+    "search.engine": "How trials are trained.",
+}
+
+
+@pytest.mark.parametrize(("path", "end"), SENTENCES.items(), ids=SENTENCES)
+def test_a_settings_first_sentence_is_whole_and_stands_alone(path, end):
+    assert settings()[path].summary.endswith(end)
+    assert len(settings()[path].summary) >= len(end)
+
+
+def test_no_first_sentence_speaks_of_another_settings_text():
+    for path, setting in settings().items():
+        assert not re.search(
+            r"that they may|so many of them|of those masks|in the same form", setting.summary.split(":")[0]
+        ), path
 
 
 def test_without_a_name_all_settings_are_listed():

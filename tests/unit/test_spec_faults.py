@@ -135,6 +135,12 @@ ONE_FAULT = {
     "English-only base": (flat(language="de"), "language", "knows English only; take a checkpoint without `.en`"),
     "base without owner": (flat(base_model="whisper-small"), "base_model", "did you mean 'openai/whisper-small'?"),
     "base by OpenAI's name": (flat(base_model="large-v3"), "base_model", "did you mean 'openai/whisper-large-v3'?"),
+    "base with a typo": (flat(base_model="whisper-larg-v3"), "base_model", "did you mean 'openai/whisper-large-v3'?"),
+    "base that is like none": (
+        flat(base_model="nano"),
+        "base_model",
+        "hub id; give one such as 'openai/whisper-small'",
+    ),
     "base by address": (
         flat(base_model="https://huggingface.co/openai/whisper-small"),
         "base_model",

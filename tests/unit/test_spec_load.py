@@ -145,6 +145,24 @@ def test_local_paths_become_absolute_and_others_stay(folder, monkeypatch):
     assert load(folder, DATA).spec.training.base_model == "openai/whisper-medium.en"
 
 
+def test_a_path_that_is_there_beside_the_spec_alone_is_said_to_be(folder):
+    (folder / "jobs" / "nano").mkdir(parents=True)
+    (folder / "jobs" / "data.csv").write_text("path,text\na.wav,hi\n")
+    (folder / "jobs" / "spec.yaml").write_text("base_model: nano\ntrain_csv: data.csv\nval_csv: gone.csv\n")
+
+    with pytest.raises(SpecError) as caught:
+        load_spec(Path("jobs/spec.yaml"))
+    note = "is there, but relative paths start at the current folder, not at the spec's"
+    told = {fault.where.rsplit(" ", 1)[-1]: fault.message for fault in caught.value.faults}
+    assert told["train_csv"].endswith(f"from the current folder on; jobs/data.csv {note}")
+    assert told["val_csv"].endswith("from the current folder on")
+    assert told["base_model"].endswith(f"give one such as 'openai/whisper-small'; jobs/nano {note}")
+    flags = [Override("training.train_csv", "data.csv", "--train-csv")]
+    with pytest.raises(SpecError) as caught:
+        load_spec(Path("jobs/spec.yaml"), flags)
+    assert note not in str(caught.value.faults[0]), "a flag's path has nothing to do with the spec's folder"
+
+
 @pytest.mark.setting("lora_target_modules", "lora_rank_pattern")
 def test_o_proj_is_taken_to_mean_out_proj_everywhere_and_said(folder):
     content = DATA | {
