@@ -72,7 +72,7 @@ class Commands(click.Group):
 
 def _wants_json(words: list[str]) -> bool:
     """Whether the output is to be JSON, told from the bare words, since they may be what is wrong."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = zip(words, [*words[1:], ""], strict=False)
     return any(
         word in ("-ojson", "--output=json") or (word in ("-o", "--output") and value == "json") for word, value in pairs
     )
