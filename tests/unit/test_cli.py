@@ -99,7 +99,9 @@ def test_a_flag_that_takes_no_value_says_so(spec):
 USAGE = {
     "unknown flag": (["validate", "spec.yaml", "--lora-rnk", "4"], "No such option"),
     "underscores": (["validate", "spec.yaml", "--lora_r", "4"], "--lora-r"),
-    "unknown command": (["valdate"], "No such command"),
+    "unknown command": (["qqqq"], "No such command 'qqqq'. (whisper-jobs --help"),
+    "misspelt command": (["validat"], "No such command 'validat'. Did you mean 'validate'? (whisper-jobs --help"),
+    "watched in two ways": (["submit", "spec.yaml", "--detach", "--wait"], "--wait and --detach exclude each other"),
     "list without words": (["validate", "spec.yaml", "--lora-target-modules"], "needs at least one word"),
     "spec twice": (["validate", "spec.yaml", "--config", "spec.yaml"], "SPEC is given twice"),
     "bad form": (["validate", "spec.yaml", "-o", "xml"], "'xml' is not one of"),
@@ -157,6 +159,18 @@ def test_what_takes_no_uri_says_so(folder):
 
     assert pulled.stderr == 'error: DIR: "s3://bucket/there" is a URI; give a folder on this machine\n'
     assert "is a URI; a spec is read from this machine" in validated.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"), [([], "validate, explain"), (["manifest"], "build, check"), (["k8s"], "render")]
+)
+def test_a_group_alone_asks_for_a_command_in_one_line(words, named):
+    result = invoke(*words)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {' '.join(['whisper-jobs', *words])} needs a command: ")
+    assert named in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 # explain and schema
@@ -230,7 +244,15 @@ def test_without_a_name_all_settings_are_listed():
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("lora_rnk", "did you mean training.lora_r?"), ("enginee", "did you mean engine?"), ("zzz", "lists all")],
+    [
+        (
+            "lora",
+            "those that begin so are training.lora_r, training.lora_alpha, training.lora_dropout, training.lora_t",
+        ),
+        ("lora_rnk", "did you mean training.lora_r?"),
+        ("enginee", "did you mean engine?"),
+        ("zzz", "lists all"),
+    ],
 )
 def test_an_unknown_setting_is_answered_by_the_nearest(name, says):
     result = invoke("explain", name)
