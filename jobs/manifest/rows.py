@@ -18,8 +18,10 @@ import fsspec
 
 from jobs.manifest.row import Reject, Row, Segment, join_text
 from service.errors import Fault, ManifestError, NotFoundError
+from service.spec.check_files import build_hint
 from service.spec.languages import WITHOUT_SPACES
 from service.spec.paths import is_stored, unknown_uri
+from service.spec.utf8 import NOT_UTF8, first_line_not_utf8
 from service.storage import Storage
 
 REQUIRED = ("path", "text")
@@ -52,8 +54,9 @@ def read_rows(source: str, default_language: str, *, strict: bool = True) -> Ite
     except OSError as error:
         raise ManifestError([Fault(source, f"cannot be read ({error.strerror or error})")]) from error
     except UnicodeDecodeError as error:
-        where = f"{source}, line {_first_line_not_utf8(source)}"
-        raise ManifestError([Fault(where, "is not UTF-8 text; save the file as UTF-8")]) from error
+        with fsspec.open(_at_hand(source), "rb") as file:
+            where = f"{source}, line {first_line_not_utf8(file) or 1}"
+        raise ManifestError([Fault(where, NOT_UTF8)]) from error
 
 
 def _read(file: TextIO, source: str, default_language: str, *, strict: bool) -> Iterator[Row]:
@@ -89,9 +92,11 @@ def header_problem(columns: list[str]) -> str:
     if len(columns) == 1 and (wrong := next((mark for mark in (";", "\t", "|") if mark in columns[0]), None)):
         return f"has its columns parted by {wrong!r}; part them by commas"
     if any("\udc80" <= character <= "\udcff" for name in columns for character in name):
-        return "is not UTF-8 text; save the file as UTF-8"
+        return NOT_UTF8
     if missing := [name for name in REQUIRED if name not in columns]:
-        return f"no column {' and no column '.join(missing)} (found: {', '.join(columns) or 'none'})"
+        return (
+            f"no column {' and no column '.join(missing)} (found: {', '.join(columns) or 'none'}){build_hint(columns)}"
+        )
     if doubled := [name for name in KNOWN if columns.count(name) > 1]:
         return f"has the column {doubled[0]} twice; keep one"
     return ""
@@ -105,7 +110,7 @@ def _row(columns: list[str], fields: list[str], line: int, source: str, default_
         text = f"has more fields than the header, by {surplus}; put a text with commas in double quotes"
         fault = Reject("bad-row", text)
     elif any("\udc80" <= character <= "\udcff" for field in fields for character in field):
-        fault = Reject("bad-row", "is not UTF-8 text; save the file as UTF-8")
+        fault = Reject("bad-row", NOT_UTF8)
     values, problem = parse_optional(record)
     if problem and fault is None:
         fault = Reject("bad-row", problem)
@@ -188,16 +193,6 @@ def _at_hand(source: str) -> str:
         return source
     folder, _, name = source.rpartition("/")
     return str(Storage(folder).fetch(name))
-
-
-def _first_line_not_utf8(source: str) -> int:
-    with fsspec.open(_at_hand(source), "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 1
 
 
 def _resolve(path: str, source: str) -> str:

@@ -12,12 +12,17 @@ from service.spec.findings import Finding, Findings
 from service.spec.job import JobSpec
 from service.spec.paths import MODELS, STORES, is_uri
 from service.spec.settings import nearest
+from service.spec.utf8 import WAY_OUT, first_line_not_utf8
 from service.spec.whisper_dims import CONFIG, is_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
 
 COLUMNS = ("path", "text")
 """What every CSV must have."""
+
+PATH_NAMES = ("path", "audio", "file", "filename", "file_name", "audio_path", "audio_filepath", "audio_file", "wav")
+TEXT_NAMES = ("text", "sentence", "transcript", "transcription", "normalized_text")
+"""What tables of other origin call them; `manifest build` reads those."""
 
 PARTS_OF_A_CHECKPOINT = {
     "weights": (
@@ -81,7 +86,8 @@ def csv_problem(path: Path) -> str:
     except OSError as error:
         return f"cannot be read ({(error.strerror or str(error)).lower()}); give a CSV with the columns path and text"
     except UnicodeDecodeError:
-        return "is not UTF-8 text; save the CSV as UTF-8"
+        with open(path, "rb") as raw:
+            return f"has a line {first_line_not_utf8(raw)} that is not UTF-8 text; {WAY_OUT}"
     except (csv.Error, ValueError):
         return "is not a CSV; give one with the columns path and text"
     return _header_problem(header, has_row)
@@ -95,11 +101,19 @@ def _header_problem(header: list[str], has_row: bool) -> str:
     if len(columns) == 1 and (wrong := next((mark for mark in (";", "\t", "|") if mark in header[0]), None)):
         return f"has its columns parted by {wrong!r}; part them by commas"
     if missing:
-        known = {"path": ("file", "filename", "audio", "wav", "audio_path"), "text": ("sentence", "transcript")}
+        known = {"path": PATH_NAMES, "text": TEXT_NAMES}
         alike = [name for gap in missing for name in columns if name in known[gap] or nearest(gap, [name])]
         hint = f"; rename {alike[0]!r}" if len(alike) == len(missing) == 1 else ""
-        return f"has no column {' and no column '.join(missing)} (it has {', '.join(columns)}){hint or '; add it'}"
+        way_out = hint or build_hint(columns) or "; add it"
+        return f"has no column {' and no column '.join(missing)} (it has {', '.join(columns)}){way_out}"
     return "" if has_row else "has a header and no row; give at least one clip"
+
+
+def build_hint(columns: list[str]) -> str:
+    """The way out for a table whose columns have other names; empty where they are not known either."""
+    if set(columns) & set(PATH_NAMES) and set(columns) & set(TEXT_NAMES):
+        return "; `whisper-jobs manifest build` reads such tables"
+    return ""
 
 
 READ = ("training.train_csv", "training.val_csv", "guard.csv", "evaluation.csv", *MODELS)

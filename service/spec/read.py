@@ -11,6 +11,7 @@ from typing import Any
 
 from service.errors import Fault, SpecError
 from service.spec import look
+from service.spec.utf8 import WAY_OUT
 
 KeyPath = tuple[str, ...]
 
@@ -82,7 +83,7 @@ def _text(source: Path, name: str) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise _fault(f"{name}:{line}", "is not UTF-8; save the file as UTF-8") from None
+        raise _fault(f"{name}:{line}", f"is not UTF-8; {WAY_OUT}") from None
 
 
 class _RepeatedKeyError(Exception):

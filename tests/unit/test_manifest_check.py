@@ -21,6 +21,7 @@ from jobs.manifest.row import KINDS, Segment
 from jobs.manifest.rows import format_segments, read_rows
 from jobs.manifest.stats import stats
 from service.errors import ManifestError
+from service.spec.utf8 import NOT_UTF8
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_files_that_are_no_manifests_are_all_named(folder: Path) -> None:
     assert messages == [
         "no such file",
         "has its columns parted by ';'; part them by commas",
-        "is not UTF-8 text; save the file as UTF-8",
+        NOT_UTF8,
     ]
 
 

@@ -208,7 +208,9 @@ def test_sentences_on_both_sides_are_counted_without_regard_to_case(run: Prepare
 
 def test_an_unreadable_manifest_is_refused(run: Prepare) -> None:
     (run.data / "train.csv").write_text("file,text\na,b\n")
-    assert run.faults() == ["train.csv: no column path (found: file, text)"]
+    assert run.faults() == [
+        "train.csv: no column path (found: file, text); `whisper-jobs manifest build` reads such tables"
+    ]
 
 
 def test_a_model_that_is_not_there_is_named(run: Prepare, tmp_path: Path) -> None:

@@ -408,7 +408,9 @@ CSVS = {
     "file,text\na.wav,hi\n": "has no column path (it has file, text); rename 'file'",
     "path,sentence\na.wav,hi\n": "has no column text (it has path, sentence); rename 'sentence'",
     "a.wav,hi\nb.wav,ho\n": "has no column path and no column text",
-    b"path,text\n\xff\xfea.wav,hi\n": "is not UTF-8",
+    "audio,sentence\na.wav,hi\n": "(it has audio, sentence); `whisper-jobs manifest build` reads such tables",
+    b"path,text\na.wav,hi\nb.wav,caf\xe9\n": "has a line 3 that is not UTF-8 text; save the file as "
+    "UTF-8 (one in Latin-1: iconv -f latin1 -t utf-8 OLD > NEW)",
 }
 
 
