@@ -46,9 +46,10 @@ INTRODUCTION = """\
 
 A spec is YAML or JSON. Its settings stand in sections; those of `training` may also stand at top level, without any
 section, as in the files of the old toolkit. What a flag says wins over the file, and the file over the default. Every
-setting of `training` has a flag of its own; any other is set by `--set section.setting=value`. Settings that hold an
-object also take a JSON string of it. Unknown settings are refused, with the nearest known name. Relative paths start at
-the current folder, not at the spec's.
+setting of `training` has a flag of its own; any other is set by `--set section.setting=value`, where a name that only
+one section has needs no section. Settings that hold a list or an object also take a string of it, in JSON or as YAML
+writes it in a line. Unknown settings are refused, with the nearest known name. Relative paths start at the current
+folder, not at the spec's.
 
 Under some settings it is said how *the default* was chosen. "The reference" is there the old toolkit's description of
 its settings, which gives several defaults for some of them.
