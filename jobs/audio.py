@@ -13,7 +13,7 @@ import soxr
 from numpy.typing import NDArray
 
 from service.errors import Fault, ManifestError
-from service.spec.paths import is_stored
+from service.spec.paths import is_stored, is_uri, unknown_uri
 from service.storage.near import ChangedError, Version, fetch_near
 
 SAMPLE_RATE_HZ = 16_000
@@ -67,7 +67,9 @@ def open_source(path: str, version: str = "") -> Source:
         near = fetch_near(path, Version.parse(version) if version else None)
         opened = str(near.content) if isinstance(near.content, Path) else io.BytesIO(near.content)
         return Source(opened, str(near.version))
-    if "://" in path:
+    if problem := unknown_uri(path, "a path"):
+        raise ValueError(problem)
+    if is_uri(path):
         try:
             with fsspec.open(path, "rb") as file:  # a clip is small
                 return Source(io.BytesIO(file.read()))
@@ -81,6 +83,8 @@ def open_source(path: str, version: str = "") -> Source:
 
 def fault_of(path: str, error: Exception) -> ManifestError:
     """What the user is told where a file cannot be opened or decoded."""
+    if problem := unknown_uri(path, "a path"):
+        return ManifestError([Fault(path, problem)])
     if path.lower().endswith(NOT_READ):
         stem = path.rsplit(".", 1)[0]
         return ManifestError(

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rich.markup import escape
-
 from jobs import tasks
 from jobs.cluster.events import Events
 from jobs.cluster.resources import Resources
@@ -87,7 +85,7 @@ def warn_of_data(job: Job, data: dict[str, Any]) -> None:
             f"{room}: what is cut counts as deleted words"
         )
     for text in warnings:
-        job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {text}"})
+        job.events.emit({"event": "notice", "level": "warning", "text": text})
 
 
 def publish_job(
@@ -111,7 +109,7 @@ def publish_job(
     job.signals.check_watched()
 
     def warn(text: str) -> None:
-        job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
+        job.events.emit({"event": "notice", "level": "warning", "text": text})
         job.recorder.copy()
 
     publish(job.spec, job.root, metrics, data, base, warn, made_by)

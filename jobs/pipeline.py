@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from rich.markup import escape
 
 from jobs.cluster.connection import connected
 from jobs.cluster.errors import as_user_error
@@ -50,11 +49,11 @@ def run_job(spec: JobSpec, *, overwrite: bool, reporter: Reporter) -> dict[str, 
     signals.install()
     root.require_access(write=True)
     if not overwrite and is_complete(spec, root):
-        reporter.show({"event": "notice", "text": f"this job is complete already: {escape(root.path())}"})
+        reporter.show({"event": "notice", "text": f"this job is complete already: {root.path()}"})
         return dict(root.read_json(artifacts.METRICS))
 
     def tell(text: str) -> None:
-        reporter.show({"event": "notice", "text": escape(text)})
+        reporter.show({"event": "notice", "text": text})
 
     with sole_run(root, tell) as still_held:
         signals.watch(still_held)
@@ -79,8 +78,8 @@ def is_complete(spec: JobSpec, root: Storage) -> bool:
 def _run(spec: JobSpec, root: Storage, recorder: Recorder, reporter: Reporter, signals: StopSignals) -> dict[str, Any]:
     if _is_temporary(root):
         text = "results go to a folder that Ray deletes with the job's working directory; give an absolute path or URI"
-        recorder.take({"event": "notice", "text": f"[yellow]warning[/yellow]: {text} as outdir or storage.uri"})
-    reporter.show({"event": "notice", "text": f"[bold]{spec.job_id}[/bold]  -> {escape(root.path())}"})
+        recorder.take({"event": "notice", "level": "warning", "text": f"{text} as outdir or storage.uri"})
+    reporter.show({"event": "root", "job_id": spec.job_id, "root": root.path()})
     with connected(signals) as local:
         events = Events(recorder.take)
 

@@ -23,6 +23,9 @@ _LINE_EVERY_S = 10.0
 _LEAST_SHARE = 0.01
 """Of all work, what must be done for a guess at when the rest will be."""
 
+LEVELS = {"warning": "[yellow]warning[/yellow]: ", "refused": "[red]refused[/red]: "}
+"""How a notice begins on the screen, by its `level`; its text is plain."""
+
 LARGE = 32 << 20
 """Bytes of a transfer that is worth a bar."""
 
@@ -71,7 +74,8 @@ class Reporter:
             "uploaded": self._uploaded,
             "trial": self._trial,
             "trial_step": lambda event: self._trials.advance(event["id"], event["share"]),
-            "notice": lambda event: self._say(event["text"]),
+            "root": lambda event: self._say(f"[bold]{event['job_id']}[/bold]  -> {escape(event['root'])}"),
+            "notice": self._notice,
         }
 
     def show(self, event: dict[str, Any]) -> None:
@@ -144,6 +148,9 @@ class Reporter:
             self._say(f"[bold]{event['stage']}[/bold]  done before")
         elif event["status"] == "started":
             self._say(f"[bold]{event['stage']}[/bold]  {escape(event['text'])}")
+
+    def _notice(self, event: dict[str, Any]) -> None:
+        self._say(LEVELS.get(event.get("level", ""), "") + escape(event["text"]))
 
     def _rows(self, event: dict[str, Any]) -> None:
         if self._console.is_terminal is False and time.monotonic() - self._last_line < self._every_s:

@@ -9,8 +9,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from jobs.progress import Reporter
 from service import artifacts
 from service.errors import NotFoundError, StorageError
@@ -110,7 +108,7 @@ class Recorder:
     def _warn(self, text: str) -> None:
         """Say once that events are lost; the job itself ends on it where it writes what it needs."""
         if not self._lost:
-            self._reporter.show({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
+            self._reporter.show({"event": "notice", "level": "warning", "text": text})
         self._lost = True
 
 

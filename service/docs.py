@@ -46,8 +46,13 @@ INTRODUCTION = """\
 
 A spec is YAML or JSON. Its settings stand in sections; those of `training` may also stand at top level, without any
 section, as in the files of the old toolkit. What a flag says wins over the file, and the file over the default. Every
-setting of `training` has a flag of its own; any other is set by `--set section.setting=value`. Settings that hold an
-object also take a JSON string of it. Unknown settings are refused, with the nearest known name.
+setting of `training` has a flag of its own; any other is set by `--set section.setting=value`, where a name that only
+one section has needs no section. Settings that hold a list or an object also take a string of it, in JSON or as YAML
+writes it in a line. Unknown settings are refused, with the nearest known name. Relative paths start at the current
+folder, not at the spec's.
+
+Under some settings it is said how *the default* was chosen. "The reference" is there the old toolkit's description of
+its settings, which gives several defaults for some of them.
 
 `whisper-jobs explain SETTING` prints the entry of one setting, `whisper-jobs validate SPEC` checks a spec without a
 cluster, and `schema.json` beside this file lets editors complete and check one:
@@ -118,18 +123,27 @@ def _entry(setting: Setting) -> str:
 
 
 def _exit_codes() -> str:
-    rows = {
-        EXIT_DONE: "Done.",
-        EXIT_INTERNAL: "A fault of whisper-jobs itself; `--debug` shows the traceback.",
-        EXIT_INTERRUPTED: "Interrupted by the user (Ctrl-C).",
-    }
-    rows |= {kind.exit_code: _first_line(kind) for kind in _direct_errors()}
-    lines = [f"| {code} | {meaning} |" for code, meaning in sorted(rows.items())]
+    lines = [f"| {code} | {meaning} |" for code, meaning in exit_codes().items()]
     return f"## Exit codes\n\n{EXIT_CODES}\n| code | meaning |\n|---|---|\n" + "\n".join(lines) + "\n"
 
 
-def _direct_errors() -> list[type[WhisperJobsError]]:
-    return WhisperJobsError.__subclasses__()
+def exit_codes() -> dict[int, str]:
+    """What every exit code means, in their order: of errors that share one, the most general one says it."""
+    rows = {
+        EXIT_DONE: "Done.",
+        EXIT_INTERNAL: "A fault of whisper-jobs itself; `--debug` shows the traceback.",
+        EXIT_INTERRUPTED: "Interrupted with Ctrl-C, with a checkpoint; a job on a cluster is no longer followed, and "
+        "goes on.",
+    }
+    for kind in _errors(WhisperJobsError):
+        rows.setdefault(kind.exit_code, _first_line(kind))
+    return dict(sorted(rows.items()))
+
+
+def _errors(kind: type[WhisperJobsError]) -> list[type[WhisperJobsError]]:
+    """The errors of `service.errors` below one, the general ones first."""
+    below = [each for each in kind.__subclasses__() if each.__module__ == kind.__module__]
+    return below + [deeper for each in below for deeper in _errors(each)]
 
 
 def _first_line(kind: type[WhisperJobsError]) -> str:

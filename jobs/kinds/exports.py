@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from rich.markup import escape
-
 from jobs import tasks
 from jobs.job import Job
 from service import artifacts
@@ -44,4 +42,4 @@ def make_exports(job: Job, entries: dict[str, dict[str, Any]]) -> None:
         )
         entries[name] = found | entries.get(name, {})
         if why := entries[name].get("refused"):
-            job.events.emit({"event": "notice", "text": f"[red]refused[/red]: {name}: {escape(why)}"})
+            job.events.emit({"event": "notice", "level": "refused", "text": f"{name}: {why}"})

@@ -16,6 +16,7 @@ from jobs.audio import MAX_DURATION_S, NOT_READ, UNREADABLE, AudioInfo, fault_of
 from jobs.manifest.row import Reject, Row
 from jobs.manifest.truncation import missing_part, mp3_header
 from jobs.manifest.windows import cut, problem_of
+from service.spec.paths import unknown_uri
 from service.spec.sections import DataConfig
 
 BLOCK_S = 30
@@ -222,7 +223,7 @@ def _shorter_than_said(row: Row, info: AudioInfo) -> Reject | None:
 
 def _unreadable(row: Row, error: Exception) -> Reject:
     reason = fault_of(row.path, error).faults[0].message
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or unknown_uri(row.path):
         return Reject("missing", reason)
     if PurePosixPath(row.path).suffix.lower() in NOT_READ:
         return Reject("container", reason)

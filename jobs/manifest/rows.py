@@ -21,7 +21,8 @@ from jobs.manifest.row import Reject, Row, Segment, join_text
 from service.errors import Fault, ManifestError, NotFoundError
 from service.spec.csv_header import COLUMNS, header_problem
 from service.spec.languages import WITHOUT_SPACES
-from service.spec.paths import is_stored
+from service.spec.paths import is_stored, unknown_uri
+from service.spec.utf8 import NOT_UTF8, first_line_not_utf8
 from service.storage import Storage
 
 KNOWN = (*COLUMNS, "language", "duration_s", "start_s", "end_s", "segments", "no_speech")
@@ -58,6 +59,8 @@ def read_columns(source: str) -> list[str]:
 
 @contextmanager
 def _opened(source: str, *, strict: bool) -> Iterator[TextIO]:
+    if problem := unknown_uri(source, "a path"):
+        raise ManifestError([Fault(source, problem)])
     try:
         errors = "strict" if strict else "surrogateescape"
         with fsspec.open(_at_hand(source), "rt", encoding="utf-8-sig", newline="", errors=errors) as file:
@@ -67,8 +70,9 @@ def _opened(source: str, *, strict: bool) -> Iterator[TextIO]:
     except OSError as error:
         raise ManifestError([Fault(source, f"cannot be read ({error.strerror or error})")]) from error
     except UnicodeDecodeError as error:
-        where = f"{source}, line {_first_line_not_utf8(source)}"
-        raise ManifestError([Fault(where, "is not UTF-8 text; save the file as UTF-8")]) from error
+        with fsspec.open(_at_hand(source), "rb") as file:
+            where = f"{source}, line {first_line_not_utf8(file) or 1}"
+        raise ManifestError([Fault(where, NOT_UTF8)]) from error
 
 
 def _read(file: TextIO, source: str, default_language: str, *, strict: bool) -> Iterator[Row]:
@@ -104,7 +108,7 @@ def _header(reader: Any, source: str) -> list[str]:
 
 def _problem_of(columns: list[str]) -> str:
     if any("\udc80" <= character <= "\udcff" for name in columns for character in name):
-        return "is not UTF-8 text; save the file as UTF-8"
+        return NOT_UTF8
     if problem := header_problem(columns):
         return problem
     if doubled := [name for name in KNOWN if columns.count(name) > 1]:
@@ -120,7 +124,7 @@ def _row(columns: list[str], fields: list[str], line: int, source: str, default_
         text = f"has more fields than the header, by {surplus}; put a text with commas in double quotes"
         fault = Reject("bad-row", text)
     elif any("\udc80" <= character <= "\udcff" for field in fields for character in field):
-        fault = Reject("bad-row", "is not UTF-8 text; save the file as UTF-8")
+        fault = Reject("bad-row", NOT_UTF8)
     values, problem = parse_optional(record)
     if problem and fault is None:
         fault = Reject("bad-row", problem)
@@ -203,16 +207,6 @@ def _at_hand(source: str) -> str:
         return source
     folder, _, name = source.rpartition("/")
     return str(Storage(folder).fetch(name))
-
-
-def _first_line_not_utf8(source: str) -> int:
-    with fsspec.open(_at_hand(source), "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 1
 
 
 def _resolve(path: str, source: str) -> str:

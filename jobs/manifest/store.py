@@ -244,5 +244,8 @@ def digest(text: str) -> bytes:
 
 
 def printable(text: str) -> str:
-    """A text that can be written as UTF-8: what is none (a file's name in another encoding) is shown as an escape."""
-    return text.encode(errors="backslashreplace").decode()
+    """A text that can be written as UTF-8: what is none (a name in another encoding) is shown by its bytes, `\\xe9`."""
+    try:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, which no file's name gives
+        return text.encode(errors="backslashreplace").decode()

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
-from rich.markup import escape
 
 from jobs.cluster.errors import as_user_error
 from jobs.cluster.placement import release_placement_groups
@@ -135,7 +134,7 @@ def _follow(job: Job, ledger: Ledger, watch: Watch, thread: threading.Thread) ->
         if watch.reason and not rung:
             rung = True
             text = f"ending the search: {watch.reason}; running trials leave a checkpoint"
-            job.events.emit({"event": "notice", "text": escape(text)})
+            job.events.emit({"event": "notice", "text": text})
             job.events.bell.ring.remote()
         if time.monotonic() - looked > _LOOK_EVERY_S:
             looked = time.monotonic()
@@ -293,7 +292,7 @@ def _engines(job: Job, ledger: Ledger, plan: TrialPlan, at_once: int) -> Iterato
         job.events.emit({"event": "notice", "text": f"{at_once_words}, {how}"})
         if job.spec.search.engine == "auto":
             reason = why_separate(job.spec)[0]
-            job.events.emit({"event": "notice", "text": f"trials train separately: {escape(reason)}"})
+            job.events.emit({"event": "notice", "text": f"trials train separately: {reason}"})
         yield []
         return
     count = max(1, min(groups_at_once(job.resources), at_once))

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.markup import escape
 
 from jobs.fast.encoder_outputs import EncoderOutputs, Origin, SplitOutputs
 from jobs.fast.places import DeviceMemory, Disk, Memory, Place, is_in_memory, share_of_memory
@@ -118,4 +117,4 @@ class KeptOutputs:
         clips = " and ".join(counted(count, f"{name} clip") for name, count in sorted(rows.items()))
         places = ", ".join(f"{each.rows:,} {each.name}" for each in self.outputs.places if each.rows)
         kept = f"encoder outputs of {clips} are kept: {places}" if rows else "no encoder output is kept"
-        return escape("; ".join([kept, *troubles]))
+        return "; ".join([kept, *troubles])

@@ -21,7 +21,6 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from rich.markup import escape
 
 from jobs.cluster.errors import DEATHS, as_user_error, root_cause
 from jobs.cluster.placement import release_placement_groups
@@ -123,7 +122,7 @@ def train_on_ray(job: Run, revision: str | None, data: Storage | None = None, *,
                     if failures > limit:
                         raise
         text = f"{again}Starting the workers again{counted}"
-        job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
+        job.events.emit({"event": "notice", "level": "warning", "text": text})
         release_placement_groups()
         resources = job.await_resources()
 
@@ -160,7 +159,7 @@ def _fit(job: Run, trainer: TorchTrainer, moves: Moves) -> None:
         job.signals.check_watched()
         if moves.look():
             text = f"{moves.reason}: stopping with a checkpoint"
-            job.events.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {escape(text)}"})
+            job.events.emit({"event": "notice", "level": "warning", "text": text})
             job.events.bell.ring.remote()
         silent_s = job.events.silent_s
         if silent_s is not None and silent_s > job.spec.engine.timeout_s:

@@ -102,7 +102,7 @@ def make_runtime(spec: JobSpec, storage: Storage, session: Session) -> Runtime:
         accelerator.init_trackers(spec.title, config=_flat(spec.training.model_dump()))
     if spec.training.use_dora and spec.training.ephemeral_gpu_offload and not has_gpu(spec):
         text = "ephemeral_gpu_offload has no effect: this worker has no GPU"
-        session.emit({"event": "notice", "text": f"[yellow]warning[/yellow]: {text}"})
+        session.emit({"event": "notice", "level": "warning", "text": text})
     return Runtime(accelerator, spec, curves)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from service.cli.cluster import address_word, keep_address, opened
-from service.cli.options import SpecCommand, SpecInput, output_options, spec_options
+from service.cli.options import SpecCommand, SpecInput, checked_spec_options, output_options
 from service.cli.output import print_json, warn
 from service.errors import EXIT_DONE
 
 
 @click.command(cls=SpecCommand)
 @click.argument("spec", required=False)
-@spec_options
+@checked_spec_options
 @address_word
 @output_options
 def doctor(spec_input: SpecInput, address: str | None, output: str) -> int:

@@ -31,6 +31,9 @@ def _message(error: BaseException) -> tuple[str, list[Fault]]:
         return str(error), []
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return "interrupted", []
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and isinstance(error.ctx.command, click.Group):
+        known = ", ".join(error.ctx.command.list_commands(error.ctx))
+        return f"{error.ctx.command_path} needs a command: {known} ({error.ctx.command_path} --help tells of them)", []
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f"{error.format_message()} ({error.ctx.command_path} --help shows how)", []
     if isinstance(error, click.ClickException):

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from service.artifacts import SPEC
-from service.cli.options import SpecCommand, SpecInput, is_debug, output_options, spec_options
+from service.cli.options import SpecCommand, SpecInput, is_debug, output_options, spec_options, untrained_spec_options
 from service.cli.output import print_json, print_plan, spec_as_yaml, warn
 from service.spec.export import HF
 from service.spec.flags import Override
@@ -22,14 +22,17 @@ from service.spec.load import LoadedSpec
 @click.option("--overwrite", is_flag=True, help="Delete what an earlier run left under the same root.")
 @output_options
 def run(spec_input: SpecInput, dry_run: bool, overwrite: bool, output: str) -> int:
-    """Run a job on this machine: a local Ray is started for it. The same command again goes on where it stopped."""
+    """Run a job on this machine: a local Ray is started for it. The same command again goes on where it stopped.
+
+    Relative paths, those in SPEC too, start at the current folder.
+    """
     return _start(spec_input.load(), dry_run=dry_run, overwrite=overwrite, output=output)
 
 
 @click.command(cls=SpecCommand)
 @click.argument("model")
 @click.argument("csv")
-@spec_options
+@untrained_spec_options
 @click.option("--dry-run", is_flag=True, help="Print the resolved spec and the plan; start nothing.")
 @click.option("--overwrite", is_flag=True, help="Delete what an earlier evaluation left under the same root.")
 @output_options
@@ -55,7 +58,7 @@ def evaluate(spec_input: SpecInput, model: str, csv: str, dry_run: bool, overwri
 )
 @click.option("--csv", help="Held-out clips for the proof. Default: those that a run was scored on.")
 @click.option("--out", help="Where the result goes: a folder or URI. Default: a folder under ./runs.")
-@spec_options
+@untrained_spec_options
 @click.option("--dry-run", is_flag=True, help="Print the resolved spec and the plan; start nothing.")
 @click.option("--overwrite", is_flag=True, help="Delete what an earlier export left under the same root.")
 @output_options

@@ -121,8 +121,14 @@ def _read(file: str) -> list[dict[str, Any]]:
     for document in documents:
         found = document.get("items") if isinstance(document, dict) and document.get("kind") == "List" else [document]
         objects += found or []
-    if not objects or not all(isinstance(one, dict) and "kind" in one for one in objects):
+    foreign = [number for number, one in enumerate(objects, 1) if not (isinstance(one, dict) and "kind" in one)]
+    if len(foreign) == len(objects):
         raise InputError([Fault("FILE", "holds no objects of Kubernetes", file)])
+    if foreign:
+        which = f"{'s' * (len(foreign) > 1)} {', '.join(map(str, foreign))} of {len(objects)}"
+        raise InputError(
+            [Fault("FILE", f"holds what is no object of Kubernetes: it has no kind (number{which})", file)]
+        )
     return objects
 
 

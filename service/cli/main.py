@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -57,6 +58,16 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(COMMANDS[name]), FUNCTIONS.get(name, name))
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is meant; of a misspelt one the nearest is named."""
+        name = args[0]
+        if name in COMMANDS or name.startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        close = get_close_matches(name.lower(), COMMANDS, n=1)
+        raise click.UsageError(f"No such command {name!r}.{f' Did you mean {close[0]!r}?' if close else ''}", ctx)
+
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_: Any, **extra: Any) -> Any:
         """Run the command line and end the process with its exit code."""
         words = list(sys.argv[1:] if args is None else args)
@@ -74,7 +85,7 @@ class Commands(click.Group):
 
 def _wants_json(words: list[str]) -> bool:
     """Whether the output is to be JSON, told from the bare words, since they may be what is wrong."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = zip(words, [*words[1:], ""], strict=False)
     return any(
         word in ("-ojson", "--output=json") or (word in ("-o", "--output") and value == "json") for word, value in pairs
     )

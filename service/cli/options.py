@@ -11,7 +11,10 @@ from typing import Any
 import click
 
 from service.spec.flags import CONFIG_FLAG, SET_FLAG, SET_HELP, Flag, Override, flags, overrides_of
+from service.spec.job import WITHOUT_TRAINING
 from service.spec.load import LoadedSpec, load_spec
+from service.spec.paths import MODELS, PATHS
+from service.spec.settings import FLAT
 
 Function = Callable[..., Any]
 
@@ -78,10 +81,24 @@ def with_options(*options: Function) -> Function:
 
 def spec_options(function: Function) -> Function:
     """`--config` and a flag for every setting, passed on with the argument SPEC, if there is one, as `spec_input`."""
+    return _with_spec(function, flags(), flags())
 
+
+def untrained_spec_options(function: Function) -> Function:
+    """The same for a command that trains nothing: flags that would do nothing there are none of its options."""
+    counting = [flag for flag in flags() if flag.setting.section != FLAT or flag.setting.name in WITHOUT_TRAINING]
+    return _with_spec(function, counting, counting)
+
+
+def checked_spec_options(function: Function) -> Function:
+    """The same for a command that looks at what a job needs: it takes all flags, and shows those that it looks at."""
+    return _with_spec(function, flags(), [flag for flag in flags() if flag.setting.path in ("name", *PATHS, *MODELS)])
+
+
+def _with_spec(function: Function, taken: Sequence[Flag], shown: Sequence[Flag]) -> Function:
     @wraps(function)
     def with_spec(**values: Any) -> Any:
-        settings = {flag.dest: values.pop(_identifier(flag)) for flag in flags()}
+        settings = {flag.dest: values.pop(_identifier(flag)) for flag in taken}
         argument, config = values.pop("spec", None), values.pop("config")
         if argument and config:
             raise click.UsageError(f"SPEC is given twice: {argument} and {CONFIG_FLAG} {config}")
@@ -89,21 +106,20 @@ def spec_options(function: Function) -> Function:
         overrides = overrides_of(settings, values.pop("assignments"))
         return function(spec_input=SpecInput(Path(source) if source else None, overrides), **values)
 
-    decorated: Function = with_options(*_options())(with_spec)
+    decorated: Function = with_options(*_options(taken, shown))(with_spec)
     return decorated
 
 
-def _options() -> list[Function]:
+def _options(taken: Sequence[Flag], shown: Sequence[Flag]) -> list[Function]:
     options: list[Function] = [
         click.option(CONFIG_FLAG, metavar="SPEC", help="The spec, as an option."),
         click.option(SET_FLAG, "assignments", metavar="PATH=VALUE", multiple=True, help=SET_HELP),
     ]
-    for flag in flags():
+    for flag in taken:
         names = (f"{flag.option}/{flag.negation}" if flag.negation else flag.option, _identifier(flag))
-        kind: dict[str, Any] = {"default": None, "help": flag.help}
+        kind: dict[str, Any] = {"default": (), "multiple": True, "help": flag.help, "hidden": flag not in shown}
         if not flag.negation:
             kind |= {"metavar": f"{flag.metavar}..." if flag.setting.is_list else flag.metavar, "type": str}
-            kind |= {"multiple": True, "default": ()} if flag.setting.is_list else {}
         options.append(click.option(*names, **kind))
     return options
 

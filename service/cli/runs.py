@@ -12,8 +12,9 @@ import click
 from service.artifacts import RunManifest, VerifyReport, read_manifest
 from service.cli.options import output_options
 from service.cli.output import print_artifacts, print_json, transfer_bar, warn
-from service.errors import InputError, StorageError, VerificationError
+from service.errors import Fault, InputError, StorageError, VerificationError
 from service.spec.counted import counted
+from service.spec.paths import is_uri
 from service.storage import Storage
 from service.writing import writing
 
@@ -79,6 +80,8 @@ def pull(root: str, folder: str, only: tuple[str, ...], refused: bool, output: s
     """Bring the files of a complete run to DIR, and check each. The same command again goes on where it stopped."""
     from service.pull import pull as pull_run
 
+    if is_uri(folder):
+        raise InputError([Fault("DIR", "is a URI; give a folder on this machine", folder)])
     target = Path(folder).absolute()
     with (
         writing(target, "give another folder"),

@@ -47,6 +47,10 @@ def explain(setting: str | None, output: str) -> int:
     if not found:
         name = setting.rsplit(".", 1)[-1]
         close = suggest(name)
+        begin = f"{name.replace('-', '_')}_"
+        family = [path for path, known in settings().items() if known.name.startswith(begin)]
+        if len(family) > 1:
+            raise SpecError([Fault(setting, f"is no setting; those that begin so are {', '.join(family)}")])
         meant = suggest_section(setting, close) or (close[0].path if close else "")
         way_out = f"did you mean {meant}?" if meant else "`whisper-jobs explain` lists all"
         raise SpecError([Fault(setting, f"is no setting; {way_out}")])

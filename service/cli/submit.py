@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,18 +44,24 @@ if TYPE_CHECKING:
 FOLLOW, WAIT, DETACH = "follow", "wait", "detach"
 
 
-_watching = with_options(
-    click.option("--reuse-name", is_flag=True, help="Take a name that another job with another spec has."),
-    click.option(
-        "--follow",
-        "mode",
-        flag_value=FOLLOW,
-        default=FOLLOW,
-        help="Show the log until the job's end (the default).",
-    ),
-    click.option("--wait", "mode", flag_value=WAIT, help="Wait for the job's end, without its log."),
-    click.option("--detach", "mode", flag_value=DETACH, help="End once the job is submitted."),
-)
+def _watching(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--reuse-name`, and one of `--follow`, `--wait` and `--detach` as `mode`."""
+
+    @wraps(function)
+    def with_mode(**values: Any) -> Any:
+        asked = [mode for mode in (FOLLOW, WAIT, DETACH) if values.pop(mode)]
+        if len(asked) > 1:
+            raise click.UsageError(f"--{asked[0]} and --{asked[1]} exclude each other; give one of them")
+        return function(mode=asked[0] if asked else FOLLOW, **values)
+
+    options = with_options(
+        click.option("--reuse-name", is_flag=True, help="Take a name that another job with another spec has."),
+        click.option("--follow", FOLLOW, is_flag=True, help="Show the log until the job's end (the default)."),
+        click.option("--wait", WAIT, is_flag=True, help="Wait for the job's end, without its log."),
+        click.option("--detach", DETACH, is_flag=True, help="End once the job is submitted."),
+    )
+    decorated: Callable[..., Any] = options(with_mode)
+    return decorated
 
 
 @click.command(cls=SpecCommand)

@@ -10,7 +10,8 @@ from typing import Any
 from service.artifacts import REPORT
 
 MEASURED = ("loss", "lr", "grad_norm", "clips_per_s")
-WARNING = "[yellow]warning[/yellow]: "
+OLD_WARNING = "[yellow]warning[/yellow]: "
+"""How a warning began before events had a level."""
 """How a notice begins that is a warning, in the markup of the terminal."""
 
 SHOWN_STEPS = 1_500
@@ -87,15 +88,19 @@ def read_curves(content: bytes, winner: str | None = None) -> Curves:
                 curves.evaluations[step] = rates
         elif kind == "model" and event.get("resumed_from_step"):
             curves.resumed.append(event["resumed_from_step"])
-        elif kind == "notice" and (text := _warning(str(event.get("text")))) and text not in curves.warnings:
+        elif kind == "notice" and (text := _warning(event)) and text not in curves.warnings:
             curves.warnings.append(text)
     return curves
 
 
-def _warning(text: str) -> str | None:
+def _warning(event: dict[str, Any]) -> str | None:
     """The words of a warning; None: it is none, or of a report that could not be made, which this one now is."""
-    words = text.removeprefix(WARNING).replace("\\[", "[")
-    return None if words == text or words.startswith(f"there is no {REPORT}") else words
+    text = str(event.get("text"))
+    if text.startswith(OLD_WARNING):
+        text = text.removeprefix(OLD_WARNING).replace("\\[", "[")
+    elif event.get("level") != "warning":
+        return None
+    return None if text.startswith(f"there is no {REPORT}") else text
 
 
 def _number(value: Any) -> float | None:

@@ -34,19 +34,19 @@ class AugmentConfig(Spec):
     """SpecAugment: share of a clip's frames (of 10 ms) that lie in masks over time, overlaps not counted."""
 
     mask_time_length: Int = Field(default=10, ge=1, le=1000)
-    """Length of each of those masks, in frames."""
+    """Length of each mask over time, in frames of 10 ms."""
 
     mask_time_min_masks: Int = Field(default=2, ge=0)
-    """At least so many of them."""
+    """Fewest masks over time in a clip, with `mask_time_prob` above 0."""
 
     mask_feature_prob: Float = Field(default=0.0, ge=0, lt=1, examples=[0.05])
     """SpecAugment: share of the mel bins that lie in masks over frequency."""
 
     mask_feature_length: Int = Field(default=10, ge=1, le=80)
-    """Width of each of those masks, in mel bins."""
+    """Width of each mask over frequency, in mel bins."""
 
     mask_feature_min_masks: Int = Field(default=0, ge=0)
-    """At least so many of them."""
+    """Fewest masks over frequency in a clip, with `mask_feature_prob` above 0."""
 
     speed: Speeds = Field(default=[], examples=[[0.9, 1.0, 1.1]])
     """Speeds, of which each clip gets one; pitch changes with it. A clip is never slowed down beyond 30 s."""

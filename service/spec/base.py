@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import warnings
@@ -9,6 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
+
+from service.spec.read import read_flow
 
 
 class Spec(BaseModel):
@@ -34,7 +37,8 @@ def _no_bool(value: Any) -> Any:
 def parse_json_text(value: Any) -> Any:
     """Turn a string that holds JSON (an object, list, boolean or null) into what it says; leave all else alone.
 
-    Shells and the old toolkit's files pass dict settings as JSON strings.
+    Shells and the old toolkit's files pass dict settings as JSON strings. A list or object may be written as YAML has
+    it, too: `[hf, ggml]`.
     """
     if not isinstance(value, str) or not value.strip().startswith(("{", "[", '"')):
         return (
@@ -43,6 +47,8 @@ def parse_json_text(value: Any) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
+        with contextlib.suppress(ValueError):
+            return read_flow(value)
         raise PydanticCustomError(
             "json_text",
             "is not valid JSON ({reason} at character {position})",
@@ -73,7 +79,20 @@ def check_regex(pattern: str) -> None:
 def parse_names(value: Any) -> Any:
     """A list of names, also as a JSON string; one plain name is a list of one."""
     value = parse_json_text(value)
+    if isinstance(value, str):
+        refuse_commas(value)
     return [value] if isinstance(value, str) else value
+
+
+def refuse_commas(text: str) -> None:
+    """Refuse several names in one text.
+
+    Raises:
+        PydanticCustomError: they are parted by commas.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if len(names) > 1:
+        raise PydanticCustomError("commas", "is one text; give it as {names}", {"names": f"[{', '.join(names)}]"})
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]

@@ -12,6 +12,7 @@ from service.spec.csv_header import NO_ROW, header_problem
 from service.spec.findings import Finding, Findings
 from service.spec.job import JobSpec
 from service.spec.paths import MODELS, STORES, is_uri
+from service.spec.utf8 import WAY_OUT, first_line_not_utf8
 from service.spec.whisper_dims import CONFIG, is_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -78,7 +79,8 @@ def csv_problem(path: Path) -> str:
     except OSError as error:
         return f"cannot be read ({(error.strerror or str(error)).lower()}); give a CSV with the columns path and text"
     except UnicodeDecodeError:
-        return "is not UTF-8 text; save the CSV as UTF-8"
+        with open(path, "rb") as raw:
+            return f"has a line {first_line_not_utf8(raw)} that is not UTF-8 text; {WAY_OUT}"
     except (csv.Error, ValueError):
         return "is not a CSV; give one with the columns path and text"
     return header_problem([column.strip().lower() for column in header]) or ("" if has_row else NO_ROW)
@@ -99,9 +101,7 @@ def _root(spec: JobSpec) -> Findings:
     setting = "training.outdir" if spec.training.outdir else "storage.uri"
     value = spec.training.outdir or spec.storage.uri
     if is_uri(value) and not value.startswith("file://"):
-        if not value.startswith(STORES):
-            yield Finding((setting,), "is a URI of a kind that is not known; give a folder, s3:// or gs://", value)
-        elif setting == "training.outdir" and "/" not in value.split("://", 1)[1].strip("/"):
+        if setting == "training.outdir" and value.startswith(STORES) and "/" not in value.split("://", 1)[1].strip("/"):
             yield Finding((setting,), "is a whole bucket; give a folder in it, such as <bucket>/runs", value)
         for path in READ:
             source = _setting(spec, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,7 @@ def space_findings(spec: JobSpec, check: Check) -> Findings:
         spec: the search.
         check: the checks of a train job.
     """
-    wrong = list(_dimension_findings(spec))
+    wrong = list(dimension_findings(spec))
     yield from wrong
     if wrong:
         return
@@ -88,7 +88,7 @@ def search_findings(spec: JobSpec) -> Findings:
         elif math.prod(len(dimension.options) for dimension in space_of(spec).values()) > MOST_IN_A_GRID:
             text = f"is of over {MOST_IN_A_GRID:,} points; leave some out, or take sampler random or tpe"
             yield Finding((SPACE, "search.sampler"), text)
-        elif not any(_dimension_findings(spec)) and search.trials and search.trials < planned_trials(spec):
+        elif not any(dimension_findings(spec)) and search.trials and search.trials < planned_trials(spec):
             text = f"is less than the grid's {planned_trials(spec)} points, defaults included; leave it out"
             yield Finding(("search.trials", SPACE, "search.sampler"), text, search.trials)
     if search.engine == "shared":
@@ -114,7 +114,7 @@ def idle_findings(spec: JobSpec) -> Findings:
         yield Finding(("kind", "search"), f"is {spec.kind}, and `search` is given; write kind: search, or leave it out")
 
 
-def _dimension_findings(spec: JobSpec) -> Findings:
+def dimension_findings(spec: JobSpec) -> Findings:
     """Faults of single dimensions: unknown names, values that the setting does not take, circles."""
     space = space_of(spec)
     known = [name for name in TrainingConfig.model_fields if name not in FIXED]
@@ -140,6 +140,21 @@ def _dimension_findings(spec: JobSpec) -> Findings:
                 yield Finding((SPACE,), text)
     if circle := _circle(space):
         yield Finding((SPACE,), f"holds settings that depend on each other in a circle: {', '.join(circle)}")
+
+
+def sound_part(space: Mapping[str, Any], faulty: Collection[str]) -> dict[str, Any]:
+    """A space, as it was written, without some dimensions and those that depend on them."""
+    left_out = set(faulty)
+    while more := {name for name, below in space.items() if name not in left_out and _named_by(below) & left_out}:
+        left_out |= more
+    return {name: below for name, below in space.items() if name not in left_out}
+
+
+def _named_by(dimension: Any) -> set[Any]:
+    if not isinstance(dimension, dict):
+        return set()
+    when = dimension.get("when")
+    return {dimension.get("times"), *(when if isinstance(when, dict) else ())}
 
 
 def _values_of(spec: JobSpec, name: str) -> list[Any]:

@@ -13,8 +13,8 @@ from service.spec.check_modules import module_findings, rank_findings
 from service.spec.check_space import idle_findings, search_findings, space_findings
 from service.spec.findings import Finding, Findings, advice
 from service.spec.job import JobSpec
-from service.spec.paths import MODELS, PATHS, is_stored, is_uri
-from service.spec.settings import nearest
+from service.spec.paths import MEMORY, MODELS, PATHS, is_stored, is_uri, unknown_uri
+from service.spec.settings import FLAT, nearest
 from service.spec.training import AUTO
 from service.spec.whisper_dims import OPENAI, NotWhisperError, WhisperDims, dims_of, is_folder, known_dims
 from service.spec.whisper_modules import modules
@@ -177,6 +177,13 @@ def _packing(spec: JobSpec) -> Findings:
             yield advice(f"data.{name}", "has no effect without data.packing", value)
 
 
+def _idle_training(spec: JobSpec) -> Findings:
+    if spec.idle:
+        first, *others = spec.idle
+        more = f", nor {'has' if len(others) == 1 else 'have'} {', '.join(others)}" if others else ""
+        yield advice(f"{FLAT}.{first}", f"has no effect with kind {spec.kind}, which trains nothing{more}")
+
+
 def _guard(spec: JobSpec) -> Findings:
     guard = spec.guard
     if not trains(spec) and guard.csv is not None:
@@ -185,6 +192,16 @@ def _guard(spec: JobSpec) -> Findings:
         value = getattr(guard, name)
         if guard.csv is None and value != type(guard).model_fields[name].default:
             yield advice(f"guard.{name}", "has no effect without guard.csv", value)
+
+
+def _limits(spec: JobSpec) -> Findings:
+    for path, limit in {
+        "guard.max_wer_increase": spec.guard.max_wer_increase,
+        "export.max_wer_increase": spec.export.max_wer_increase,
+    }.items():
+        if limit > 0.2:
+            points = f"{100 * limit:g} percentage points"
+            yield advice(path, f"lets the WER rise by {points}, which stops next to nothing; 0.02 is two", limit)
 
 
 def _trackers(spec: JobSpec) -> Findings:
@@ -206,6 +223,8 @@ def _advice_on_training(spec: JobSpec) -> Findings:
 def _base_model(spec: JobSpec, *, check_files: bool) -> Findings:
     """The checkpoint's name, and what can be checked once its dims are known."""
     name = spec.training.base_model
+    if unknown_uri(name):
+        return
     misnamed = list(_hub_name("training.base_model", name))
     yield from misnamed
     if any(finding.fatal for finding in misnamed):
@@ -289,26 +308,24 @@ def _english_only(spec: JobSpec) -> Findings:
 
 
 def _hub_name(setting: str, name: str) -> Findings:
-    if name.startswith(("http://", "https://")) and "huggingface.co/" in name:
-        hub_id = "/".join(name.split("huggingface.co/", 1)[1].split("/")[:2])
-        yield Finding((setting,), f"is a web address; give the hub id, {hub_id!r}", name)
-    elif is_stored(name):
+    if is_uri(name):  # _addresses looks at it
         return
-    elif is_uri(name):
-        text = "is a URI of a kind that is not known; give a hub id, a folder, s3:// or gs://"
-        yield Finding((setting,), text, name)
-    elif is_folder(name) or name in OPENAI:
+    if is_folder(name) or name in OPENAI:
         return
     elif guesses := [hub_id for hub_id in (f"openai/{name}", f"openai/whisper-{name}") if hub_id in OPENAI]:
         yield Finding((setting,), f"is neither a hub id nor a folder; did you mean {guesses[0]!r}?", name)
     elif not _is_hub_id(name):
-        close = nearest(f"openai/whisper-{name.rsplit('/', 1)[-1].removeprefix('whisper-')}", OPENAI)
-        hint = f"did you mean {close[0]!r}?" if close else "give one such as 'openai/whisper-small'"
+        sizes = [hub_id.removeprefix(_WHISPER) for hub_id in OPENAI]
+        close = nearest(name.rsplit("/", 1)[-1].removeprefix("whisper-").lower(), sizes)
+        hint = f"did you mean {_WHISPER + close[0]!r}?" if close else f"give one such as '{_WHISPER}small'"
         yield Finding((setting,), f"is neither a folder on this machine nor a hub id; {hint}", name)
     elif name.startswith("openai/"):
         close = nearest(name, OPENAI)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         yield advice(setting, f"is no Whisper of OpenAI's that this version knows{hint}", name)
+
+
+_WHISPER = "openai/whisper-"
 
 
 def _is_hub_id(name: str) -> bool:
@@ -323,9 +340,32 @@ def _credentials(spec: JobSpec) -> Findings:
     for path in PATHS + MODELS:
         section, name = path.split(".")
         value = getattr(getattr(spec, section), name)
-        if value and is_uri(value) and "@" in value.split("://", 1)[1].split("/", 1)[0]:
+        if value and _has_credentials(value):
             # The value stays out of the message: it holds a secret.
             yield Finding((path,), "holds credentials; those come from the environment, never from a spec")
+
+
+def _addresses(spec: JobSpec) -> Findings:
+    """URIs that are no addresses of files or of object storage, in any setting that holds a path."""
+    for path in PATHS + MODELS:
+        section, name = path.split(".")
+        value = getattr(getattr(spec, section), name)
+        if not value or _has_credentials(value) or (path == "storage.uri" and spec.training.outdir):
+            continue
+        if path in MODELS and value.startswith(("http://", "https://")) and "huggingface.co/" in value:
+            parts = value.split("huggingface.co/", 1)[1].removeprefix("datasets/").split("/")
+            yield Finding((path,), f"is a web address; give the hub id, {'/'.join(parts[:2])!r}", value)
+        elif value.startswith(MEMORY):
+            yield Finding((path,), "is in one process's memory, where no job finds it; give a path", value)
+        elif problem := unknown_uri(value, "a hub id, a folder" if path in MODELS else _KIND.get(path, "a CSV")):
+            yield Finding((path,), problem, value)
+
+
+_KIND = {"training.outdir": "a folder", "storage.uri": "a folder"}
+
+
+def _has_credentials(uri: str) -> bool:
+    return is_uri(uri) and "@" in uri.split("://", 1)[1].split("/", 1)[0]
 
 
 def _scored_model(spec: JobSpec) -> Findings:
@@ -336,6 +376,7 @@ def _scored_model(spec: JobSpec) -> Findings:
 _OF_TRAINING = (
     _required,
     _credentials,
+    _addresses,
     _precision,
     _offload,
     init_findings,
@@ -343,6 +384,7 @@ _OF_TRAINING = (
     _dataset,
     _packing,
     _guard,
+    _limits,
     _trackers,
     export_findings,
     _advice_on_training,
@@ -351,7 +393,27 @@ _OF_TRAINING = (
 CHECKS: dict[str, tuple[Callable[[JobSpec], Findings], ...]] = {
     "train": (*_OF_TRAINING, idle_findings),
     "search": (*_OF_TRAINING, search_findings),
-    "evaluate": (_required, _credentials, _precision, _resources, _scored_model, _guard, idle_findings),
-    "export": (_required, _credentials, _resources, export_findings, _guard, idle_findings),
+    "evaluate": (
+        _required,
+        _credentials,
+        _addresses,
+        _precision,
+        _resources,
+        _scored_model,
+        _guard,
+        _idle_training,
+        idle_findings,
+    ),
+    "export": (
+        _required,
+        _credentials,
+        _addresses,
+        _resources,
+        export_findings,
+        _guard,
+        _limits,
+        _idle_training,
+        idle_findings,
+    ),
 }
 """The checks that need nothing but the spec, by the kind of job."""

@@ -13,7 +13,10 @@ EMPTY = "is empty; give a CSV with the columns path and text"
 NO_ROW = "has a header and no row; give at least one clip"
 
 _MARKS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
-_ALIKE = {"path": ("file", "filename", "audio", "wav", "audio_path"), "text": ("sentence", "transcript")}
+
+PATH_NAMES = ("path", "audio", "file", "filename", "file_name", "audio_path", "audio_filepath", "audio_file", "wav")
+TEXT_NAMES = ("text", "sentence", "transcript", "transcription", "normalized_text")
+"""What tables of other origin call them; `manifest build` reads those."""
 
 
 def form_problem(columns: Sequence[str], mark: str = ",") -> str:
@@ -43,6 +46,11 @@ def header_problem(columns: Sequence[str]) -> str:
     missing = [column for column in COLUMNS if column not in columns]
     if not missing:
         return ""
-    alike = [name for gap in missing for name in columns if name in _ALIKE[gap] or nearest(gap, [name])]
-    hint = f"; rename {alike[0]!r}" if len(alike) == len(missing) == 1 else ""
-    return f"has no column {' and no column '.join(missing)} (it has {', '.join(columns)}){hint or '; add it'}"
+    known = {"path": PATH_NAMES, "text": TEXT_NAMES}
+    alike = [name for gap in missing for name in columns if name in known[gap] or nearest(gap, [name])]
+    way_out = "add it"
+    if len(alike) == len(missing) == 1:
+        way_out = f"rename {alike[0]!r}"
+    elif set(columns) & set(PATH_NAMES) and set(columns) & set(TEXT_NAMES):
+        way_out = "`whisper-jobs manifest build` reads such tables"
+    return f"has no column {' and no column '.join(missing)} (it has {', '.join(columns)}); {way_out}"

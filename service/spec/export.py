@@ -76,6 +76,9 @@ def artifact_name(name: str) -> str:
     if family and family.precisions:
         return f"{name}-{family.precisions[0]}"
     if name not in ARTIFACTS and name != ADAPTER:
+        if "," in name:
+            hint = f"name each by itself: {' '.join(name.replace(',', ' ').split())}"
+            raise PydanticCustomError("format", "holds {name}; {hint}", {"name": name, "hint": hint})
         close = difflib.get_close_matches(name, [*ARTIFACTS, *FAMILIES], n=1)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(ARTIFACTS)}"
         raise PydanticCustomError("format", "holds {name}, which is no format; {hint}", {"name": name, "hint": hint})
@@ -99,7 +102,7 @@ class ExportConfig(Spec):
     """Held-out clips that each export transcribes: once so that its words can be compared with the merged model's
     (greedy, no fallback, no timestamps), once with its runtime's own defaults."""
 
-    max_wer_increase: Float = Field(default=0.02, ge=0)
+    max_wer_increase: Float = Field(default=0.02, ge=0, le=1)
     """How far an export's WER may lie above the merged model's on the same clips, both greedy. As a fraction: 0.02 is
     two percentage points. An export beyond it is marked as refused, and the job ends with exit code 17."""
 

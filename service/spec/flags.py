@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from service.spec.settings import Setting, settings
+from service.spec.settings import Setting, by_bare_name, settings
 
 CONFIG_FLAG = "--config"
 SET_FLAG = "--set"
@@ -87,12 +87,12 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         common: dict[str, Any] = {"dest": flag.dest, "default": None}
         text = flag.help.replace("%", "%%")
         if flag.negation:
-            group.add_argument(flag.option, action="store_const", const=True, help=text, **common)
-            group.add_argument(flag.negation, action="store_const", const=False, help=argparse.SUPPRESS, **common)
+            group.add_argument(flag.option, action="append_const", const=True, help=text, **common)
+            group.add_argument(flag.negation, action="append_const", const=False, help=argparse.SUPPRESS, **common)
         elif flag.setting.is_list:
             group.add_argument(flag.option, nargs="+", action="extend", metavar=flag.metavar, help=text, **common)
         else:
-            group.add_argument(flag.option, metavar=flag.metavar, help=text, **common)
+            group.add_argument(flag.option, action="append", metavar=flag.metavar, help=text, **common)
     group.add_argument(SET_FLAG, dest="set", action="append", default=[], metavar="PATH=VALUE", help=SET_HELP)
 
 
@@ -105,32 +105,27 @@ def overrides_of(values: Mapping[str, Any], assignments: Iterable[str]) -> list[
     """Overrides from parsed flags.
 
     Args:
-        values: value by `Flag.dest`; None or an empty sequence where a flag was not given.
+        values: values by `Flag.dest`; None or an empty sequence where a flag was not given.
         assignments: what followed each `--set`.
     """
     overrides = []
     for flag in flags():
-        value = values.get(flag.dest)
-        if value is None or value == ():
-            continue
-        option = flag.option
-        if flag.negation:
-            option = flag.option if value else flag.negation
-        elif flag.setting.is_list:
+        given = values.get(flag.dest) or ()
+        if flag.setting.is_list and given:
             # One word may be a regular expression or JSON, so it stays as it is.
-            value = value[0] if len(value) == 1 else list(value)
-        else:
-            value = scalar(value, flag.setting)
-        overrides.append(Override(flag.setting.path, value, option))
+            given = [given[0] if len(given) == 1 else list(given)]
+        for value in given:  # of several, load_spec says that they contradict each other
+            option = flag.negation if flag.negation and not value else flag.option
+            plain = value if flag.negation or flag.setting.is_list else scalar(value, flag.setting)
+            overrides.append(Override(flag.setting.path, plain, option))
     return overrides + [_assignment(text) for text in assignments]
 
 
 def _assignment(text: str) -> Override:
     path, equals, value = text.partition("=")
-    path = path.strip()
-    if not equals:
-        return Override(path, _NO_VALUE, f"{SET_FLAG} {path}")
-    return Override(path, scalar(value, settings().get(path)), f"{SET_FLAG} {path}")
+    written = path.strip()
+    path = by_bare_name(written)
+    return Override(path, scalar(value, settings().get(path)) if equals else _NO_VALUE, f"{SET_FLAG} {written}")
 
 
 class _NoValue:

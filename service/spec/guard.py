@@ -15,7 +15,7 @@ class GuardConfig(Spec):
     """CSV in the form of `training.val_csv`: general speech, other languages, recordings of any length, and silence or
     noise marked as `no_speech`. Default (null): no guard."""
 
-    max_wer_increase: Float = Field(default=0.02, ge=0, examples=[0.01])
+    max_wer_increase: Float = Field(default=0.02, ge=0, le=1, examples=[0.01])
     """By how much the WER may lie above the base model's, over all clips with speech and in each language: a
     difference of rates, where 0.02 allows 10 % to become 12 %."""
 

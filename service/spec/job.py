@@ -40,6 +40,9 @@ OUTSIDE_THE_HASH: dict[str, Any] = {
 }
 """What changes the result by rounding at most: where artifacts go, what is kept of them, on what it is computed."""
 
+WITHOUT_TRAINING = ("outdir", "language", "fp16", "bf16")
+"""Settings of `training` that count where nothing is trained: place, language of rows, precision of transcribing."""
+
 
 class JobSpec(Spec):
     """A job. All that it needs to run again as it stands, except addresses and credentials."""
@@ -97,12 +100,23 @@ class JobSpec(Spec):
         return f"{stem[:30] or 'model'}-{method}"
 
     @property
+    def idle(self) -> list[str]:
+        """Settings of `training` that are not the defaults and have no effect, since nothing is trained."""
+        if self.kind in ("train", "search"):
+            return []
+        given, plain = self.training, TrainingConfig()
+        names = (name for name in TrainingConfig.model_fields if name not in WITHOUT_TRAINING)
+        return [name for name in names if getattr(given, name) != getattr(plain, name)]
+
+    @property
     def sha256(self) -> str:
         """Hash of what the result depends on. Order counts in pattern settings: the first match wins.
 
-        The settings in OUTSIDE_THE_HASH do not count.
+        The settings in OUTSIDE_THE_HASH do not count, nor do those that are `idle`.
         """
         content = self.model_dump(mode="json", exclude=OUTSIDE_THE_HASH)
+        plain = TrainingConfig().model_dump(mode="json")
+        content["training"] |= {name: plain[name] for name in self.idle}
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
     @property

@@ -7,20 +7,25 @@ section) is a train job.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from service.errors import Fault, SpecError
-from service.spec import checks, paths, rewrites, words
+from service.spec import checks, look, paths, rewrites, words
+from service.spec.base import parse_json_text
+from service.spec.check_space import SPACE, dimension_findings, sound_part
 from service.spec.flags import Override, Overrides, has_value
 from service.spec.job import JobSpec
+from service.spec.paths import MODELS, PATHS, is_uri
 from service.spec.read import Document, KeyPath, read_document
-from service.spec.settings import FLAT, find, sections, settings, suggest, suggest_section
+from service.spec.settings import FLAT, find, nearest, sections, settings, suggest, suggest_section
 
 __all__ = ["LoadedSpec", "Override", "Overrides", "load_spec"]
+
+KINDS = tuple(checks.CHECKS)
 
 LARGEST = 10**15
 """No setting has a use for a larger whole number; arithmetic beyond it stops being exact."""
@@ -74,10 +79,17 @@ def load_spec(
     spec = paths.absolute(spec)
 
     advice = []
-    for finding in checks.findings(spec, check_files=check_files):
-        if any(draft.is_faulty(path) for path in finding.settings):
-            continue
+    found = [
+        finding
+        for finding in checks.findings(spec, check_files=check_files)
+        if not any(draft.is_faulty(path) for path in finding.settings)
+    ]
+    if draft.is_faulty(SPACE):
+        found += dimension_findings(spec)
+    for finding in found:
         fault = finding.fault(draft.where(finding.settings[0]))
+        if note := draft.beside(finding.settings[0]):
+            fault = replace(fault, message=f"{fault.message}; {note}")
         if finding.fatal:
             draft.faults.append(fault)
         else:
@@ -96,6 +108,7 @@ class _Draft:
         self.sources: dict[str, str] = {}
         self.faults: list[Fault] = []
         self._faulty: set[str] = set()
+        self._faulty_inside: dict[str, set[str]] = {}  # keys of settings that are objects
         self._meant: set[str] = set()  # by an unknown key: whether it is missing cannot be told
         top = set(document.content)
         self.is_flat = not top & set(sections()) and any(f"{FLAT}.{key}" in settings() for key in top)
@@ -105,14 +118,31 @@ class _Draft:
         if path in self.sources:
             return self.sources[path]
         if self.document.name:
-            written = path.removeprefix(f"{FLAT}.") if self.is_flat else path
-            return self.document.where(tuple(written.split(".", 1)))
+            return self.document.where(self._place(path))
         found = find(path)
         return found[0].flag or f"--set {path}" if found else path
+
+    def beside(self, path: str) -> str:
+        """A word on a path of the file that does not exist from the current folder on, but beside the file."""
+        value = self._get(path)
+        of_file = self.sources.get(path) == self.document.where(self._place(path)) if self.document.name else False
+        if path not in PATHS + MODELS or not of_file or not isinstance(value, str):
+            return ""
+        there = Path(self.document.name).parent / value
+        if is_uri(value) or look.exists(look.absolute(value)) or not look.exists(there):
+            return ""
+        return f"{there} is there, but relative paths start at the current folder, not at the spec's"
+
+    def _place(self, path: str) -> KeyPath:
+        """Where a setting stands in the file."""
+        written = path.removeprefix(f"{FLAT}.") if self.is_flat else path
+        return tuple(written.split(".", 1))
 
     def is_faulty(self, path: str) -> bool:
         """Whether a setting, or the section that it belongs to, has a fault already."""
         doubtful = self._faulty | self._meant
+        if path == "kind" and self._has("kind"):  # it was told what is meant
+            return False
         return path in doubtful or path.split(".", 1)[0] in doubtful
 
     def fault(self, path: str, fault: Fault) -> None:
@@ -161,15 +191,22 @@ class _Draft:
             self._unknown_override(path, label)
         elif not has_value(override):
             self.fault(path, Fault(label, f"has no value; write --set {path}=VALUE"))
-        elif self._is_contradiction(path, value, label):
-            self.fault(path, Fault(label, f"contradicts {self.sources[path]}; give one of the two", value))
+        elif self._is_contradiction(path, value):
+            before = self.sources[path]
+            text = f"contradicts {before}" if before != label else f"is given as {self._get(path)!r} too"
+            self.fault(path, Fault(label, f"{text}; give one of the two", value))
         else:
             self._set(tuple(path.split(".", 1)), value, label)
 
     def _unknown_override(self, path: str, label: str) -> None:
         section, _, name = path.rpartition(".")
         parent = next((known for known in settings() if path.startswith(f"{known}.")), None)
-        if path in sections():
+        found = [] if section else find(name)
+        if len(found) > 1 and path not in sections():
+            paths_of = " or ".join(setting.path for setting in found)
+            self._meant.update(setting.path for setting in found)
+            self.faults.append(Fault(label, f"is a setting of several sections; write {paths_of}"))
+        elif path in sections():
             example = next(known for known in settings() if known.startswith(f"{path}."))
             self.fault(path, Fault(label, f"is a section; set one of its settings, such as {example}"))
         elif parent:
@@ -196,10 +233,12 @@ class _Draft:
         written = best.name if best.section == here and in_file else best.path
         self.faults.append(Fault(where, f"is no setting; did you mean `{written}`?"))
 
-    def _is_contradiction(self, path: str, value: Any, label: str) -> bool:
-        """Whether two different flags give a setting two values; of the same flag the last one counts."""
-        before = self.sources.get(path, label)
-        return before != label and before.startswith("--") and self._get(path) != value
+    def _is_contradiction(self, path: str, value: Any) -> bool:
+        """Whether flags, or one flag that stands twice, give a setting two values."""
+        return self.sources.get(path, "").startswith("--") and self._get(path) != value
+
+    def _has(self, path: str) -> bool:
+        return self._get(path) is not None
 
     def _get(self, path: str) -> Any:
         section, _, name = path.rpartition(".")
@@ -230,8 +269,17 @@ class _Draft:
             for entry in error.errors(include_url=False):
                 self._note(entry)
         for path in self._faulty:
-            self._drop(path)
+            self._mend(path)
         return JobSpec.model_validate(self.tree)
+
+    def _mend(self, path: str) -> None:
+        """Take a setting with a fault out, but for what can be told of it all the same."""
+        value = self._get(path)
+        self._drop(path)
+        if path == "kind" and isinstance(value, str) and (meant := nearest(value.lower(), KINDS)):
+            self.tree["kind"] = meant[0]
+        if path == SPACE and (faulty := self._faulty_inside.get(path)):
+            self.tree["search"]["space"] = sound_part(parse_json_text(value), faulty)
 
     def _note(self, entry: Mapping[str, Any]) -> None:
         location = [str(part) for part in entry["loc"]]
@@ -240,8 +288,10 @@ class _Draft:
         if path in self._faulty and not inside:
             return
         where = self.where(path) + "".join(f"[{part}]" for part in inside)
-        if entry["type"] == "extra_forbidden":  # inside a setting that is an object
-            self.fault(path, Fault(where, "is not known there; `whisper-jobs explain` shows what is"))
+        if inside:
+            self._faulty_inside.setdefault(path, set()).add(inside[0])
+        if entry["type"] in ("extra_forbidden", "missing"):  # inside a setting that is an object
+            self.fault(path, Fault(where, words.message(entry)))
             return
         self.fault(path, Fault(where, words.message(entry), entry["input"]))
 

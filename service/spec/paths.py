@@ -18,6 +18,9 @@ MODELS = ("training.base_model", "evaluation.model", "data.dataset", "export.sou
 STORES = ("s3://", "s3a://", "gs://", "gcs://")
 """How the URIs of object storage begin."""
 
+FILE, MEMORY = "file://", "memory://"
+"""Other URIs that can be read: of this machine's files, and of what one process keeps to itself, as tests do."""
+
 
 def absolute(spec: JobSpec) -> JobSpec:
     """The spec with every local path absolute, from the current folder on; URIs and hub ids stay as they are."""
@@ -36,6 +39,18 @@ def absolute(spec: JobSpec) -> JobSpec:
 def is_uri(path: str) -> bool:
     """Whether it names a place by protocol (`s3://...`) rather than by a path."""
     return "://" in path
+
+
+def unknown_uri(path: str, what: str = "a folder") -> str:
+    """What is wrong with a URI that neither names a file of this machine nor something in object storage, or nothing.
+
+    Args:
+        path: a path, which is never wrong here, or a URI.
+        what: what may be given in its place, beside the URI of a store.
+    """
+    if not is_uri(path) or path.startswith((*STORES, FILE, MEMORY)):
+        return ""
+    return f"is a URI of a kind that is not known; give {what}, s3:// or gs://"
 
 
 def is_stored(path: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from service.errors import Fault, SpecError
 from service.spec import look
+from service.spec.utf8 import WAY_OUT
 
 KeyPath = tuple[str, ...]
 
@@ -68,6 +69,8 @@ def _text(source: Path, name: str) -> str:
         with open(source, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
+        if "://" in name or ":/" in name:  # pathlib has made one slash of two
+            raise _fault(name, "is a URI; a spec is read from this machine: give a YAML or JSON file") from None
         raise _fault(name, "there is no such file; `whisper-jobs explain` lists what a spec may hold") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -80,7 +83,7 @@ def _text(source: Path, name: str) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise _fault(f"{name}:{line}", "is not UTF-8; save the file as UTF-8") from None
+        raise _fault(f"{name}:{line}", f"is not UTF-8; {WAY_OUT}") from None
 
 
 class _RepeatedKeyError(Exception):
@@ -133,6 +136,18 @@ def _yaml(text: str, name: str) -> Any:
         raise _fault(f"{name}:{line}", "is not valid YAML: it holds a control character; take it out") from None
     except (yaml.YAMLError, ValueError, RecursionError):
         raise _fault(name, "is no YAML that can be read: a value or its nesting is out of all bounds") from None
+
+
+def read_flow(text: str) -> Any:
+    """The value of a list or object in YAML's flow style, which a shell has passed on as text: `[hf, ggml]`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return _yaml(text, "")
+    except SpecError as error:
+        raise ValueError(str(error)) from None
 
 
 @cache

@@ -153,8 +153,8 @@ class EngineConfig(Spec):
     transformers."""
 
     keep_encoder_gb: Float | None = Field(default=None, ge=0, examples=[20])
-    """Most that they may take of each worker's GPU memory, and of main memory, in GB. Default: half of what training
-    leaves of the GPU's, and a quarter of what is free of the node's."""
+    """Most that kept encoder outputs (`keep_encoder`) may take of each worker's GPU memory, and of main memory, in GB.
+    Default: half of what training leaves of the GPU's, and a quarter of what is free of the node's."""
 
     init_clips: Int = Field(default=64, ge=1)
     """Clips of the training set that `lora_init` eva, corda and lora_ga look at before the training, unvaried and in

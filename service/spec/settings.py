@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +41,10 @@ OTHER_NAMES = {
     "warmup_steps": "warmup_ratio",
 }
 """What other tools call our settings: only to point the way in an error."""
+
+
+SENTENCE_END = r"(?<=[^ .]\.) (?=[A-Z0-9`])"
+"""The space behind a sentence. A dot of a formula has a space before it: `B . (W A^T)`."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,12 @@ class Setting:
         return "array" in self.types
 
     @property
+    def items_text(self) -> str:
+        """What a list holds, in plain words."""
+        items: dict[str, Any] = next((branch["items"] for branch in self._branches if "items" in branch), {})
+        return "numbers" if items.get("type") in ("number", "integer") else "names"
+
+    @property
     def type_text(self) -> str:
         """The type in plain words."""
         words = {
@@ -89,7 +100,7 @@ class Setting:
             "number": "number",
             "boolean": "true or false",
             "string": "text",
-            "array": "list of names",
+            "array": f"list of {self.items_text}",
             "object": "object, or a JSON string of one",
             "null": "null",
         }
@@ -119,8 +130,7 @@ class Setting:
     def summary(self) -> str:
         """The first sentence of its text."""
         text = " ".join(self.doc.split())
-        end = text.find(". ")
-        return text if end < 0 else text[: end + 1]
+        return re.split(SENTENCE_END, text, maxsplit=1)[0]
 
     @property
     def _branches(self) -> list[dict[str, Any]]:
@@ -161,6 +171,12 @@ def find(name: str) -> list[Setting]:
     if wanted in table:
         return [table[wanted]]
     return [setting for setting in table.values() if setting.name == wanted]
+
+
+def by_bare_name(name: str) -> str:
+    """The path of the one setting of that name, `lora_r` or `weight_decay`; a name of none or of several stays."""
+    found = [setting.path for setting in settings().values() if setting.name == name]
+    return found[0] if len(found) == 1 and name not in sections() else name
 
 
 def suggest(name: str, section: str = "") -> list[Setting]:

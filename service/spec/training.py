@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from service.spec.base import Float, Int, JsonText, Spec, check_regex, parse_json_text, parse_names
+from service.spec.base import Float, Int, JsonText, Spec, check_regex, parse_json_text, parse_names, refuse_commas
 from service.spec.languages import CODE_OF_NAME, LANGUAGES
 
 DEFAULT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -54,6 +54,8 @@ def _as_targets(value: Any) -> Any:
     # One plain name is a list of one; PEFT would read it as a regex that must match a whole module path.
     if isinstance(value, str) and re.fullmatch(r"[\w.]*\w", value):
         return [value]
+    if isinstance(value, str) and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", value):
+        refuse_commas(value)  # as a regular expression it could match nothing
     if isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
         return value
     raise PydanticCustomError("targets", "is neither a list of module names nor a regular expression")
@@ -174,7 +176,7 @@ class TrainingConfig(Spec):
     to the CSV, or absolute. `whisper-jobs manifest build` writes one."""
 
     val_csv: str | None = Field(default=None, min_length=1, examples=["data/val.csv"])
-    """CSV of the held-out clips, in the same form. WER and CER, before and after, are measured on it."""
+    """CSV of the held-out clips, in the form of `train_csv`. WER and CER, before and after, are measured on it."""
 
     outdir: str | None = Field(default=None, min_length=1, examples=["./whisper-medium-calls"])
     """Folder, or URI of object storage, of the run's artifacts (`<outdir>/adapter`, `<outdir>/merged`, ...). The same
@@ -197,11 +199,12 @@ class TrainingConfig(Spec):
     says. 0 to 0.2 are usual."""
 
     per_dev_batch: PassSize = Field(default=2, examples=["auto"])
-    """Clips per worker in one forward pass, in training. 2 fit a 24 GB GPU with whisper-medium; raise it as memory
-    allows. `auto`: `grad_accum` is then the number of clips per worker and optimizer step, and a pass holds the largest
-    divisor of it that fits in memory: on a GPU that is tried before the training, with the longest audio and labels and
-    a tenth of the memory left free, on a CPU (and for trials that train together) it is estimated. The choice is told,
-    kept in the run's root and used whenever the run goes on; the training is that of the number chosen, to the bit."""
+    """Clips per worker in one forward pass, in training, or `auto`. 2 fit a 24 GB GPU with whisper-medium; raise it as
+    memory allows. `auto`: `grad_accum` is then the number of clips per worker and optimizer step, and a pass holds the
+    largest divisor of it that fits in memory: on a GPU that is tried before the training, with the longest audio and
+    labels and a tenth of the memory left free, on a CPU (and for trials that train together) it is estimated. The
+    choice is told, kept in the run's root and used whenever the run goes on; the training is that of the number chosen,
+    to the bit."""
 
     grad_accum: Int = Field(default=4, ge=1)
     """Forward passes whose gradients are summed before an optimizer step. Effective batch = per_dev_batch x grad_accum
@@ -273,7 +276,7 @@ class TrainingConfig(Spec):
     error."""
 
     lora_alpha_pattern: Pattern = Field(default=None, examples=[{"decoder.layers.*": 48}])
-    """Alphas for single modules, in the same form: `{"decoder.layers.*": 48}`."""
+    """Alphas for single modules, in the form of `lora_rank_pattern`: `{"decoder.layers.*": 48}`."""
 
     merge_lora: bool = True
     """After training, merge the adapter into the base in float32 and save the result under `<root>/merged` in the

@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 
 from service.errors import ExistsError, Fault, InputError, NotFoundError, StorageError
+from service.spec.paths import unknown_uri
 from service.storage.generic import GenericObjects
 from service.storage.local import LocalFiles
 from service.storage.names import PRIVATE_PREFIX, Progress
@@ -38,6 +39,8 @@ class Storage:
     """
 
     def __init__(self, uri: str, progress: Progress | None = None, patience_s: float | None = None) -> None:
+        if problem := unknown_uri(uri):
+            raise InputError(f"{uri}: {problem}")
         self.uri = uri.rstrip("/") or "/"
         try:
             fs, self._root = fsspec.url_to_fs(self.uri)

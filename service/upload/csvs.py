@@ -13,7 +13,8 @@ from pathlib import Path, PurePath
 
 from service.errors import Fault, ManifestError
 from service.spec.check_files import csv_problem
-from service.spec.paths import is_uri
+from service.spec.paths import is_uri, unknown_uri
+from service.spec.utf8 import NOT_UTF8, first_line_not_utf8
 from service.upload.hashes import Files, LocalFile
 
 AUDIO, CSVS = "audio", "csv"
@@ -30,8 +31,9 @@ def row_faults(source: str, files: Files) -> Iterator[Fault]:
     Raises:
         ManifestError: it cannot be read, or is no CSV with a path and a text.
     """
-    if number := _first_line_not_utf8(source):
-        raise ManifestError([Fault(f"{source}, line {number}", "is not UTF-8 text; save the file as UTF-8")])
+    with contextlib.suppress(OSError), open(source, "rb") as file:
+        if number := first_line_not_utf8(file):
+            raise ManifestError([Fault(f"{source}, line {number}", NOT_UTF8)])
     if problem := csv_problem(Path(source)):
         raise ManifestError([Fault(source, problem)])
     rows = _rows(source)
@@ -39,7 +41,11 @@ def row_faults(source: str, files: Files) -> Iterator[Fault]:
         files.look(row.path for row in block if row.path)
         for row in block:
             where = f"{source}, line {row.line}"
-            if row.path and (problem := files.problem(row.path)):
+            if row.path is None and row.column >= 0 and row.column < len(row.fields):
+                written = row.fields[row.column].strip()
+                if problem := unknown_uri(written, "a path"):
+                    yield Fault(where, problem, written)
+            elif row.path and (problem := files.problem(row.path)):
                 yield Fault(where, problem, row.fields[row.column].strip())
             elif row.path == "":
                 yield Fault(where, "path is empty")
@@ -122,17 +128,6 @@ def _rows(source: str) -> Iterator[_Row]:
         raise ManifestError([Fault(f"{source}, line {line + 1}", f"is not valid CSV: {error}")]) from None
     except OSError as error:
         raise ManifestError([Fault(source, f"cannot be read ({error.strerror or error})")]) from None
-
-
-def _first_line_not_utf8(source: str) -> int:
-    """Its number; 0 where all are UTF-8, or the file cannot be read."""
-    with contextlib.suppress(OSError), open(source, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 0
 
 
 class _Echo:

@@ -29,9 +29,23 @@ def test_the_reference_has_every_setting_and_exit_code():
         assert f"### `{setting.name}`" in text
         assert setting.doc in text
         assert len(setting.doc) > 10
-    assert all(
-        f"\n| {code} | " in text for code in [0, 1, 130, *(e.exit_code for e in WhisperJobsError.__subclasses__())]
-    )
+    assert all(f"\n| {code} | {meaning} |" in text for code, meaning in docs.exit_codes().items())
+
+
+def test_the_exit_codes_of_the_reference_are_those_of_the_readme():
+    readme = (CONFIGS.parent / "README.md").read_text("utf-8").split("\n| code | meaning |\n", 1)[1].split("\n\n", 1)[0]
+    told = {int(row.split("|")[1]): row.split("|")[2].strip() for row in readme.splitlines()[1:]}
+
+    assert list(docs.exit_codes()) == list(told)
+    assert set(told) >= {kind.exit_code for kind in every_error(WhisperJobsError)}
+    for words in ("Ctrl-C, with a checkpoint", "goes on"):
+        assert words in told[130]
+        assert words in docs.exit_codes()[130]
+
+
+def every_error(kind):
+    """An error's subclasses, all the way down."""
+    return {kind}.union(*map(every_error, kind.__subclasses__()))
 
 
 def test_every_choice_of_a_default_belongs_to_a_setting():

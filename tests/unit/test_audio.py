@@ -147,6 +147,10 @@ class TestErrors:
         message = self.message(read, str(path))
         assert f"ffmpeg -i {path} -ar 16000 -ac 1 {tmp_path}/my.clip.flac" in message
 
+    def test_an_address_of_the_web_is_no_clips_place(self, read: object) -> None:
+        message = self.message(read, "http://127.0.0.1:9/a.wav")
+        assert "is a URI of a kind that is not known; give a path, s3:// or gs://" in message
+
     @pytest.mark.parametrize("uri", ["nonesuch://bucket/a.wav", "file:///nowhere/a.wav"])
     def test_a_uri_that_cannot_be_opened_is_named(self, read: object, uri: str) -> None:
         self.message(read, uri)

@@ -99,7 +99,9 @@ def test_a_flag_that_takes_no_value_says_so(spec):
 USAGE = {
     "unknown flag": (["validate", "spec.yaml", "--lora-rnk", "4"], "No such option"),
     "underscores": (["validate", "spec.yaml", "--lora_r", "4"], "--lora-r"),
-    "unknown command": (["valdate"], "No such command"),
+    "unknown command": (["qqqq"], "No such command 'qqqq'. (whisper-jobs --help"),
+    "misspelt command": (["validat"], "No such command 'validat'. Did you mean 'validate'? (whisper-jobs --help"),
+    "watched in two ways": (["submit", "spec.yaml", "--detach", "--wait"], "--wait and --detach exclude each other"),
     "list without words": (["validate", "spec.yaml", "--lora-target-modules"], "needs at least one word"),
     "spec twice": (["validate", "spec.yaml", "--config", "spec.yaml"], "SPEC is given twice"),
     "bad form": (["validate", "spec.yaml", "-o", "xml"], "'xml' is not one of"),
@@ -128,6 +130,54 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_two(spec, words, says, f
     else:
         assert result.stderr.startswith("error: ")
         assert says in result.stderr
+
+
+WEB = {
+    "verify": ["verify", "http://x/run"],
+    "artifacts": ["artifacts", "http://x/run"],
+    "pull": ["pull", "http://x/run", "there"],
+    "report": ["report", "http://x/run"],
+    "compare": ["compare", "http://x/run", "http://x/run"],
+    "trials": ["trials", "http://x/run"],
+    "manifest check": ["manifest", "check", "http://x/a.csv"],
+    "manifest build": ["manifest", "build", "http://x/a.csv", "--out", "there"],
+    "submit": ["submit", "--train-csv", "http://x/a.csv", "--val-csv", "val.csv", "--dry-run"],
+}
+
+
+@pytest.mark.parametrize("words", WEB.values(), ids=WEB)
+def test_an_address_of_the_web_is_no_place(folder, words):
+    result = subprocess.run(
+        [sys.executable, "-c", "from service.cli.main import main; main()", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "http://x/" in result.stderr
+    assert "is a URI of a kind that is not known; give " in result.stderr
+    assert result.stderr.endswith(", s3:// or gs://\n")
+
+
+def test_what_takes_no_uri_says_so(folder):
+    pulled, validated = invoke("pull", "run", "s3://bucket/there"), invoke("validate", "https://x/spec.yaml")
+
+    assert pulled.stderr == 'error: DIR: "s3://bucket/there" is a URI; give a folder on this machine\n'
+    assert "is a URI; a spec is read from this machine" in validated.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"), [([], "validate, explain"), (["manifest"], "build, check"), (["k8s"], "render")]
+)
+def test_a_group_alone_asks_for_a_command_in_one_line(words, named):
+    result = invoke(*words)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {' '.join(['whisper-jobs', *words])} needs a command: ")
+    assert named in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 # explain and schema
@@ -180,6 +230,29 @@ def test_examples_of_settings_are_valid(folder):
         assert result.exit_code in allowed, (words, result.output)
 
 
+SENTENCES = {
+    "engine.fast_dora": " with g = m / n.",
+    "augment.mask_time_min_masks": "Fewest masks over time in a clip, with `mask_time_prob` above 0.",
+    "engine.keep_encoder_gb": "and of main memory, in GB.",
+    "training.per_dev_batch": "or `auto`.",
+    "training.epochs": "Passes over the training set.",
+    "search.engine": "How trials are trained.",
+}
+
+
+@pytest.mark.parametrize(("path", "end"), SENTENCES.items(), ids=SENTENCES)
+def test_a_settings_first_sentence_is_whole_and_stands_alone(path, end):
+    assert settings()[path].summary.endswith(end)
+    assert len(settings()[path].summary) >= len(end)
+
+
+def test_no_first_sentence_speaks_of_another_settings_text():
+    for path, setting in settings().items():
+        assert not re.search(
+            r"that they may|so many of them|of those masks|in the same form", setting.summary.split(":")[0]
+        ), path
+
+
 def test_without_a_name_all_settings_are_listed():
     text = invoke("explain").stdout
 
@@ -192,7 +265,15 @@ def test_without_a_name_all_settings_are_listed():
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("lora_rnk", "did you mean training.lora_r?"), ("enginee", "did you mean engine?"), ("zzz", "lists all")],
+    [
+        (
+            "lora",
+            "those that begin so are training.lora_r, training.lora_alpha, training.lora_dropout, training.lora_t",
+        ),
+        ("lora_rnk", "did you mean training.lora_r?"),
+        ("enginee", "did you mean engine?"),
+        ("zzz", "lists all"),
+    ],
 )
 def test_an_unknown_setting_is_answered_by_the_nearest(name, says):
     result = invoke("explain", name)
@@ -225,6 +306,25 @@ def test_a_dry_run_evaluation_is_a_job_too(folder):
     assert content["spec"]["kind"] == "evaluate"
     assert content["spec"]["evaluation"]["csv"] == str(folder / "val.csv")
     assert content["plan"]["rows"] == {"csv": 1}
+
+
+@pytest.mark.parametrize("words", [["evaluate", "m", "val.csv"], ["export", "m"]])
+def test_a_command_that_trains_nothing_has_no_flags_of_training(folder, words):
+    shown = invoke(words[0], "--help").stdout
+    refused = invoke(*words, "--lora-r", "8")
+
+    assert all(f"  {flag} " in shown for flag in ("--name", "--outdir", "--language", "--fp16", "--bf16", "--set"))
+    assert not [flag for flag in ("--lora-r", "--epochs", "--train-csv", "--base-model") if f"  {flag} " in shown]
+    assert (refused.exit_code, "No such option '--lora-r'" in refused.stderr) == (2, True)
+
+
+def test_the_doctors_help_shows_the_flags_that_it_looks_at_and_takes_all(folder):
+    shown = invoke("doctor", "--help").stdout
+    result = invoke("doctor", *DATA, "--lora-r", "0")
+
+    assert all(f"  {flag} " in shown for flag in ("--base-model", "--train-csv", "--val-csv", "--outdir"))
+    assert "--lora-r" not in shown
+    assert result.stderr == "error: --lora-r: 0 is too small; give 1 or more\n"
 
 
 def test_a_dry_run_loads_no_torch_and_opens_no_network(spec):

@@ -103,7 +103,7 @@ def test_a_search_counts_its_trials() -> None:
 
 
 def test_the_root_is_known_by_its_line() -> None:
-    event = {"event": "notice", "text": "[bold]demo-068cd74e[/bold]  -> s3://speech/my runs/demo"}
+    event = {"event": "root", "job_id": "demo-068cd74e", "root": "s3://speech/my runs/demo"}
     assert after(event).root == "s3://speech/my runs/demo"
 
 
@@ -114,15 +114,17 @@ def test_the_root_is_known_by_its_line() -> None:
         "waiting for the cluster to offer 4 GPUs (there are 2), 300 s at most",
         "going on from step 5 of 10",
         "32 modules adapted; 90,112 of 3,705,152 parameters are trained (2.43%); float32 on cpu (1 threads)",
-        "[yellow]warning[/yellow]: the longest text has 8 tokens",
+        "the longest text has [8] tokens",
         "this job is complete already: /a/b/3/4",
     ],
 )
-def test_other_notices_change_nothing(text: str) -> None:
-    (line,) = lines({"event": "notice", "text": text})
+@pytest.mark.parametrize("level", ["", "warning", "refused"])
+def test_other_notices_change_nothing(text: str, level: str) -> None:
+    (line,) = lines({"event": "notice", "level": level, "text": text})
     told = read_line(line)
     assert told is not None
     assert told["event"] == "notice"
+    assert told["text"] == (f"{level}: {text}" if level else text), "brackets are text"
     assert advance(Progress(stage="train", done=3), line) == Progress(stage="train", done=3, elapsed="0:00")
 
 

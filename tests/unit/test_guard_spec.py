@@ -79,6 +79,18 @@ def test_settings_without_effect_are_pointed_out(folder: Path) -> None:
     assert "has no effect with kind evaluate" in advice
 
 
+@pytest.mark.parametrize("section", ["guard", "export"])
+def test_a_limit_that_stops_nothing_is_refused_or_pointed_out(folder: Path, section: str) -> None:
+    given = [("guard.csv", "val.csv"), ("export.formats", ["ggml"])]
+    path = f"{section}.max_wer_increase"
+    with pytest.raises(InputError, match="5 is too large; give 1 or less"):
+        load(*given, (path, 5))
+    (advice,) = [line for line in load(*given, (path, 0.25)).advice if path in line]
+    assert "0.25 lets the WER rise by 25 percentage points" in advice
+    assert advice.endswith("0.02 is two")
+    assert not [line for line in load(*given, (path, 0.2)).advice if path in line]
+
+
 def test_a_run_is_gone_on_with_only_while_it_is_what_it_was(folder: Path) -> None:
     (folder / "guard.csv").write_text("path,text\na.wav,one\n")
     spec = guarded(folder, folder, folder / "run")

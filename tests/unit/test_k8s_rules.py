@@ -337,3 +337,11 @@ def test_what_is_no_manifest_is_refused_with_a_message(content: str, tmp_path: P
     assert (code, text) == (2, "")
     assert errors.startswith("error: FILE: ")
     assert run(str(tmp_path / "nowhere.yaml"))[0] == 2
+
+
+@pytest.mark.parametrize("first", ["a: 1", "just words"])
+def test_of_a_file_with_another_document_in_it_that_one_is_named(first: str) -> None:
+    code, _, errors = run("-", given=f"{first}\n---\n{yaml.safe_dump(GOOD['cluster'])}")
+
+    assert code == 2
+    assert errors == 'error: FILE: "-" holds what is no object of Kubernetes: it has no kind (number 1 of 2)\n'

@@ -205,7 +205,7 @@ def test_a_file_name_that_is_not_utf_8_is_left_out_and_named(clips: Path, tmp_pa
     shutil.copy(clips / "sentence_0.wav", os.fsencode(clips) + b"/caf\xe9.wav")
     assert build(clips, tmp_path / "out").rejected == 1
     assert table(tmp_path / "out/rejects.csv") == [
-        {"path": r"caf\udce9.wav", "kind": "bad-row", "reason": "its name is not UTF-8"}
+        {"path": r"caf\xe9.wav", "kind": "bad-row", "reason": "its name is not UTF-8"}
     ]
 
 

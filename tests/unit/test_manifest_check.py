@@ -23,6 +23,7 @@ from jobs.manifest.row import KINDS, Segment
 from jobs.manifest.rows import format_segments, read_rows
 from jobs.manifest.stats import stats
 from service.errors import InputError, ManifestError, StorageError
+from service.spec.utf8 import NOT_UTF8
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,7 @@ def test_files_that_are_no_manifests_are_all_named(folder: Path, look: Callable[
         "is empty; give a CSV with the columns path and text",
         "has a header and no row; give at least one clip",
         "has its columns parted by ';'; part them by commas",
-        "is not UTF-8 text; save the file as UTF-8",
+        NOT_UTF8,
     ]
 
 

@@ -100,6 +100,7 @@ BROKEN: list[tuple[str, str, Make]] = [
     ("container", "ffmpeg -i", lambda f: file_of(f, "a.m4a", b"\0\0\0\x20ftypM4A " + bytes(500))),
     ("container", "ffmpeg -i", lambda f: file_of(f, "a.mp4", b"\0\0\0\x20ftypisom" + bytes(500))),
     ("container", "ffmpeg -i", no_wav_container),
+    ("missing", "give a path, s3:// or gs://", lambda f: row("http://127.0.0.1:9/a.wav")),
     ("truncated", "256,044 bytes, the file has 128,022", lambda f: row(cut_in_the_middle(write(f / "a.wav", 8)))),
     ("truncated", "its header promises", lying_wav),
     ("truncated", "its header promises", lambda f: row(cut_in_the_middle(write(f / "a.aiff")))),

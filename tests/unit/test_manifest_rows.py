@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jobs.manifest.row import Row
 from jobs.manifest.rows import read_rows
 from service.errors import ManifestError
+from service.spec.utf8 import NOT_UTF8
 
 
 def rows_of(path: Path, content: str | bytes) -> list[Row]:
@@ -116,17 +117,21 @@ def test_whatever_csv_writes_is_read_back(tmp_path_factory: pytest.TempPathFacto
     ("content", "message"),
     [
         ("text\none\n", "CSV: has no column path (it has text); add it"),
-        ("file,transcript\na,one\n", "CSV: has no column path and no column text (it has file, transcript); add it"),
+        (
+            "file,transcript\na,one\n",
+            "CSV: has no column path and no column text (it has file, transcript); "
+            "`whisper-jobs manifest build` reads such tables",
+        ),
         ("", "CSV: is empty; give a CSV with the columns path and text"),
         ("path,text,Text\na.wav,one,two\n", "CSV: has the column text twice; keep one"),
         ('path,text\na.wav,one\nb.wav,"two\n\n', "CSV, line 3: is not valid CSV: unexpected end of data"),
         ('path,text\na.wav,"one" two\n', "CSV, line 2: is not valid CSV: ',' expected after '\"'"),
-        (b"path,text\na.wav,caf\xe9\n", "CSV, line 2: is not UTF-8 text; save the file as UTF-8"),
+        (b"path,text\na.wav,caf\xe9\n", f"CSV, line 2: {NOT_UTF8}"),
         (
             b"path,text\n" + b"a.wav,hello\n" * 3000 + b"b.wav,\xff\n",
-            "CSV, line 3002: is not UTF-8 text; save the file as UTF-8",
+            f"CSV, line 3002: {NOT_UTF8}",
         ),
-        ("path,text\na.wav,one\n".encode("utf-16"), "CSV, line 1: is not UTF-8 text; save the file as UTF-8"),
+        ("path,text\na.wav,one\n".encode("utf-16"), f"CSV, line 1: {NOT_UTF8}"),
     ],
 )
 def test_what_is_no_manifest_is_refused_with_its_place(source: Path, content: str | bytes, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import jobs
 from jobs.progress import Reporter, seconds_text
 from jobs.summary import print_summary
 from service.storage import Storage
@@ -265,3 +267,13 @@ def test_what_a_winners_training_said_is_not_said_again() -> None:
     screen.show("evaluation", step=3, wer=0.5, cer=0.2, trial="t003")
     screen.show("evaluation", step=3, loss=2.5)
     assert screen.lines == ["validation loss 2.500 at step 3"]
+
+
+def test_only_what_prints_knows_marks_for_a_terminal() -> None:
+    """What goes to events.jsonl is plain text."""
+    folder = Path(jobs.__file__).parent
+    marked = {
+        path.name for path in folder.rglob("*.py") if re.search(r"\[/(yellow|red|green|bold|dim)\]", path.read_text())
+    }
+
+    assert marked <= {"progress.py", "summary.py", "trials_shown.py"}

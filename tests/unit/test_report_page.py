@@ -316,10 +316,11 @@ def test_steps_before_a_run_was_resumed_are_told_of(tmp_path: Path) -> None:
 
 
 def test_what_the_job_warned_of_is_said_once_and_as_text(tmp_path: Path) -> None:
-    warning = {"event": "notice", "text": "[yellow]warning[/yellow]: 2 sentences <b> are in \\[both] splits"}
-    old = {"event": "notice", "text": "[yellow]warning[/yellow]: there is no report.html: InputError"}
+    warning = {"event": "notice", "level": "warning", "text": "2 sentences <b> are in [both] splits"}
+    before = {"event": "notice", "text": "[yellow]warning[/yellow]: 2 sentences <b> are in \\[both] splits"}
+    old = {"event": "notice", "level": "warning", "text": "there is no report.html: InputError"}
     other = {"event": "notice", "text": "this is no warning"}
-    page = report_page(write_run(tmp_path, events=[warning, other, *training_events(), warning, old]))
+    page = report_page(write_run(tmp_path, events=[warning, other, *training_events(), before, warning, old]))
     assert shown(page, "verdict").count("The job warned: ") == 1
     assert "The job warned: 2 sentences <b> are in [both] splits." in shown(page, "verdict")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from typing import Any
 
@@ -238,7 +239,7 @@ def test_a_space_that_cannot_be_is_refused(space: Any, said: str) -> None:
         ({"choice": [4], "step": 2}, "has a `step`, which belongs to `randint`"),
         ({"randint": [1, 10**9]}, "has a randint of over 10,000 values; give a larger step"),
         ({"range": [1, 2]}, "is not known there"),
-        ({"choice": []}, "should have at least 1 item"),
+        ({"choice": []}, "has no values; give one or more"),
     ],
 )
 def test_a_dimension_that_says_nothing_clear_is_refused(dimension: Any, said: str) -> None:
@@ -270,6 +271,26 @@ def test_a_fault_of_two_settings_together_is_found_in_a_space_of_millions_of_poi
     search(many | {"use_dora": [False, True], "lora_init": [True, "gaussian"]})
     conditional = {"use_dora": {"choice": [False, True], "when": {"lora_init": [True, "gaussian"]}}}
     search(many | pair | conditional)
+
+
+def test_a_malformed_dimension_hides_no_other_fault() -> None:
+    space = {
+        "lora_r": 8,
+        "lora_alpha": {"times": "lora_r", "by": [1]},
+        "use_dora": {"choice": [True], "when": {"lora_alpha": 8}},
+        "lra": [1e-4],
+        "epochs": [0],
+        "lr": {"loguniform": [1, 2, 3]},
+    }
+    for form in (space, json.dumps(space)):
+        told = faults(form, trials=0, **{"training.fp16": True, "training.bf16": True})
+        assert len(told) == 6, told
+        assert told[0].startswith("search.trials: 0 is too small")
+        assert told[1].startswith("search.space[lora_r]: 8 is neither a list of values nor an object")
+        assert told[2] == "search.space[lr][loguniform]: [1, 2, 3] has 3 values; give 2"
+        assert told[3].startswith("training.fp16: and bf16 exclude each other")
+        assert "holds lra, which is no setting of training; did you mean lr?" in told[4]
+        assert "holds a value of epochs that is too small; give 1 or more" in told[5]
 
 
 def test_what_is_wrong_with_the_spec_itself_is_told_once() -> None:

@@ -5,8 +5,14 @@ import json
 import pytest
 import yaml
 from click.testing import CliRunner
+from pydantic import ValidationError
 
 from service.cli.main import cli
+from service.spec import words
+from service.spec.job import JobSpec
+from service.spec.search import Dimension
+from service.spec.settings import settings
+from service.spec.text import TextRules
 
 DATA = {"train_csv": "train.csv", "val_csv": "val.csv"}
 
@@ -77,6 +83,25 @@ ONE_FAULT = {
     "name with capitals": (spec(name="My Run"), "name", "is not a name of small letters"),
     "number for a text": (spec(name=12), "name", "is not text; put it in quotes"),
     "no training set": ({"val_csv": "val.csv"}, "train_csv", "is missing; give the CSV of the clips to train on"),
+    "a list for a text": (
+        flat(train_csv=["a.csv", "b.csv"]),
+        "train_csv",
+        '["a.csv", "b.csv"] is a list; give one text',
+    ),
+    "names parted by commas": (spec(export={"formats": "hf,ggml"}), "export.formats", "give it as [hf, ggml]"),
+    "a name with a comma": (spec(export={"formats": ["hf,ggml"]}), "export.formats", "name each by itself: hf ggml"),
+    "targets parted by commas": (flat(lora_target_modules="fc1, fc2"), "lora_target_modules", "as [fc1, fc2]"),
+    "numbers parted by commas": (
+        spec(augment={"speed": "0.9,1.1"}),
+        "augment.speed",
+        '"0.9,1.1" is not a list of numbers; give it as [0.9, 1.1]',
+    ),
+    "a number for a list": (
+        spec(augment={"gain_db": 3}),
+        "augment.gain_db",
+        "is not a list of numbers; give one such as [-6.0, 6.0]",
+    ),
+    "a number for names": (flat(modules_to_save=3), "modules_to_save", 'of names; give one such as ["embed_tokens"]'),
     "empty path": (flat(outdir=" "), "outdir", "is empty"),
     "CSV that is not there": (flat(train_csv="trian.csv"), "train_csv", "does not exist"),
     "folder for a CSV": (flat(train_csv="."), "train_csv", "whisper-jobs manifest build"),
@@ -85,12 +110,37 @@ ONE_FAULT = {
     "outdir below a file": (flat(outdir="train.csv/run"), "outdir", "train.csv, a file; give a folder"),
     "outdir holds the data": (flat(outdir="."), "outdir", "holds the train_csv"),
     "unknown store": (flat(outdir="ftp://host/run"), "outdir", "give a folder, s3:// or gs://"),
+    "CSV on the web": (flat(train_csv="http://x/y.csv"), "train_csv", "not known; give a CSV, s3:// or gs://"),
+    "guard on the web": (spec(guard={"csv": "https://x/y.csv"}), "guard.csv", "give a CSV, s3:// or gs://"),
+    "storage on the web": (spec(storage={"uri": "http://x"}), "storage.uri", "give a folder, s3:// or gs://"),
+    "base on another store": (flat(base_model="ftp://x/y"), "base_model", "give a hub id, a folder, s3:// or gs://"),
+    "dataset by address": (
+        {"data": {"dataset": "https://huggingface.co/datasets/owner/speech"}},
+        "data.dataset",
+        "give the hub id, 'owner/speech'",
+    ),
+    "scored on the web": (
+        {"kind": "evaluate", "evaluation": {"csv": "val.csv", "model": "http://x/y"}},
+        "evaluation.model",
+        "give a hub id, a folder, s3:// or gs://",
+    ),
+    "exported from the web": (
+        {"kind": "export", "evaluation": {"csv": "val.csv"}, "export": {"source": "http://x/y"}},
+        "export.source",
+        "give a hub id, a folder, s3:// or gs://",
+    ),
     "language by name": (flat(language="english"), "language", "did you mean 'en'?"),
     "language with region": (flat(base_model="openai/whisper-small", language="pt-BR"), "language", "'pt'?"),
     "unknown language": (flat(language="klingon"), "language", "give a code such as 'en'"),
     "English-only base": (flat(language="de"), "language", "knows English only; take a checkpoint without `.en`"),
     "base without owner": (flat(base_model="whisper-small"), "base_model", "did you mean 'openai/whisper-small'?"),
     "base by OpenAI's name": (flat(base_model="large-v3"), "base_model", "did you mean 'openai/whisper-large-v3'?"),
+    "base with a typo": (flat(base_model="whisper-larg-v3"), "base_model", "did you mean 'openai/whisper-large-v3'?"),
+    "base that is like none": (
+        flat(base_model="nano"),
+        "base_model",
+        "hub id; give one such as 'openai/whisper-small'",
+    ),
     "base by address": (
         flat(base_model="https://huggingface.co/openai/whisper-small"),
         "base_model",
@@ -308,7 +358,20 @@ FLAG_FAULTS = {
     "--lora-rank-pattern": (["--lora-rank-pattern", "{oops"], "--lora-rank-pattern: ", "is not valid JSON"),
     "--set": (["--set", "engine.weight_decay=-1"], "--set engine.weight_decay: ", "give 0 or more"),
     "--set unknown": (["--set", "engine.decay=1"], "--set engine.decay: ", "did you mean `engine.weight_decay`?"),
-    "--set by bare name": (["--set", "lora_r=4"], "--set lora_r: ", "did you mean `training.lora_r`?"),
+    "--set by bare name": (["--set", "lora_r=0"], "--set lora_r: ", "0 is too small; give 1 or more"),
+    "--set by a name of several": (
+        ["--set", "max_wer_increase=0.1"],
+        "--set max_wer_increase: ",
+        "is a setting of several sections; write export.max_wer_increase or guard.max_wer_increase",
+    ),
+    "--set misspelt": (["--set", "lora_rr=4"], "--set lora_rr: ", "did you mean `training.lora_r`?"),
+    "--set twice": (
+        ["--set", "engine.threads=1", "--set", "engine.threads=3"],
+        "--set engine.threads: ",
+        "3 is given as 1 too; give one of the two",
+    ),
+    "a flag twice": (["--lora-r", "8", "--lora-r", "9"], "--lora-r: ", "9 is given as 8 too; give one of the two"),
+    "both of a switch": (["--use-dora", "--no-use-dora"], "--no-use-dora: ", "contradicts --use-dora; give one"),
     "--set without value": (["--set", "engine.threads"], "--set engine.threads: ", "has no value"),
     "--set a section": (["--set", 'engine={"threads": 2}'], "--set engine: ", "is a section"),
     "--set below a setting": (
@@ -345,7 +408,9 @@ CSVS = {
     "file,text\na.wav,hi\n": "has no column path (it has file, text); rename 'file'",
     "path,sentence\na.wav,hi\n": "has no column text (it has path, sentence); rename 'sentence'",
     "a.wav,hi\nb.wav,ho\n": "has no column path and no column text",
-    b"path,text\n\xff\xfea.wav,hi\n": "is not UTF-8",
+    "audio,sentence\na.wav,hi\n": "(it has audio, sentence); `whisper-jobs manifest build` reads such tables",
+    b"path,text\na.wav,hi\nb.wav,caf\xe9\n": "has a line 3 that is not UTF-8 text; save the file as "
+    "UTF-8 (one in Latin-1: iconv -f latin1 -t utf-8 OLD > NEW)",
 }
 
 
@@ -411,6 +476,61 @@ def test_all_faults_come_at_once(folder):
             "--epochs: 0 is too small; give 1 or more",
         ]
     )
+
+
+KINDS = {
+    "trian": ["kind", "training.train_csv", "training.val_csv"],
+    "Evaluate": ["kind", "evaluation.model", "evaluation.csv"],
+    "qqqq": ["kind"],
+}
+
+
+@pytest.mark.parametrize(("kind", "places"), KINDS.items(), ids=KINDS)
+def test_what_a_misspelt_kind_lacks_is_told_too(folder, kind, places):
+    result = CliRunner().invoke(cli, ["validate", write_spec(folder, {"kind": kind, "engine": {}})])
+
+    faults = [
+        line for line in result.stderr.replace("error: bad.yaml:1: ", "  bad.yaml:1: ").splitlines() if ": " in line
+    ]
+    assert [line.split(": ")[1] for line in faults if "faults" not in line] == places
+
+
+STRANGE = [
+    None,
+    True,
+    -1,
+    10**16,
+    0.5,
+    "x",
+    "",
+    [],
+    [1],
+    [[]],
+    ["x", {}],
+    [1, 2, 3],
+    {},
+    {"a": 1},
+    {"a": {}},
+    {"fc1": []},
+]
+INSIDE = {
+    "search.space": [{"lr": {name: value}} for value in STRANGE for name in Dimension.model_fields],
+    "data.text": [{name: value} for value in STRANGE for name in TextRules.model_fields]
+    + [{"replace": [{"pattern": value}, {"by": value}]} for value in STRANGE],
+}
+
+
+@pytest.mark.parametrize("path", settings())
+def test_no_fault_of_a_value_is_in_pydantics_words(path):
+    section, _, name = path.rpartition(".")
+    for value in [*STRANGE, *INSIDE.get(path, [])]:
+        try:
+            JobSpec.model_validate({section: {name: value}} if section else {name: value})
+        except ValidationError as error:
+            for entry in error.errors():
+                text = words.message(entry)
+                assert text[0].islower(), (value, text)
+                assert "should" not in text, (value, text)
 
 
 def test_faults_come_as_json_on_stderr(folder):

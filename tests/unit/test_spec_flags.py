@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 
+from service.errors import SpecError
 from service.spec.flags import Override, add_to, flags, overrides_from
 from service.spec.load import load_spec
 from service.spec.settings import settings
@@ -46,6 +47,9 @@ CASES = {
     ("--set", "engine.threads=null"): ("engine.threads", None, "--set engine.threads"),
     ("--set", "data.bad_rows=reject"): ("data.bad_rows", "reject", "--set data.bad_rows"),
     ("--set", 'engine.report_to=["wandb"]'): ("engine.report_to", ["wandb"], "--set engine.report_to"),
+    ("--set", "lora_r=8"): ("training.lora_r", 8, "--set lora_r"),
+    ("--set", "weight_decay=0"): ("engine.weight_decay", 0, "--set weight_decay"),
+    ("--set", "outdir=2024"): ("training.outdir", "2024", "--set outdir"),
     ("--set", "training.outdir=a=b"): ("training.outdir", "a=b", "--set training.outdir"),
     ("--set", "storage.uri=7"): ("storage.uri", "7", "--set storage.uri"),
 }
@@ -54,6 +58,32 @@ CASES = {
 @pytest.mark.parametrize(("words", "expected"), CASES.items(), ids=[" ".join(words) for words in CASES])
 def test_a_flag_is_one_override(words, expected):
     assert overrides(*words) == [Override(*expected)]
+
+
+def test_lists_of_other_sections_are_taken_as_yaml_has_them(folder):
+    data = ["--train-csv", "train.csv", "--val-csv", "val.csv"]
+    words = [
+        "--set",
+        "export.formats=[hf, ggml]",
+        "--set",
+        "augment.speed=[0.9, 1.1]",
+        "--set",
+        "data.text={case: lower}",
+    ]
+
+    spec = load_spec(None, overrides(*data, *words)).spec
+
+    assert (spec.export.formats, spec.augment.speed, spec.data.text.case) == (["hf", "ggml-f16"], [0.9, 1.1], "lower")
+
+
+def test_a_list_of_numbers_is_called_one():
+    texts = {path: setting.type_text for path, setting in settings().items() if setting.is_list}
+
+    assert {path for path, text in texts.items() if text == "list of numbers"} == {
+        "augment.speed",
+        "augment.noise_snr_db",
+        "augment.gain_db",
+    }
 
 
 def test_without_flags_there_is_nothing_to_override():
@@ -70,7 +100,7 @@ def test_flags_alone_make_a_job(folder):
     assert loaded.rewritten == ["--lora-target-modules: `o_proj` is taken to mean `out_proj`, as Whisper calls it"]
 
 
-def test_a_list_may_be_given_in_pieces_and_the_last_set_wins():
+def test_a_list_may_be_given_in_pieces():
     found = overrides("--modules-to-save", "a", "--modules-to-save", "b", "--set", "engine.threads=1", "--set", "x=2")
 
     assert [(override.path, override.value) for override in found] == [
@@ -80,9 +110,24 @@ def test_a_list_may_be_given_in_pieces_and_the_last_set_wins():
     ]
 
 
-def test_the_same_flag_twice_means_the_last_one(folder):
+def test_the_same_flag_may_stand_twice_with_one_value(folder):
     data = ["--train-csv", "train.csv", "--val-csv", "val.csv"]
 
-    spec = load_spec(None, overrides(*data, "--set", "engine.threads=1", "--set", "engine.threads=3")).spec
+    spec = load_spec(
+        None,
+        overrides(
+            *data, *data, "--set", "engine.threads=3", "--set", "lora_r=3", "--lora-r", "3", "--use-dora", "--use-dora"
+        ),
+    ).spec
 
-    assert spec.engine.threads == 3
+    assert (spec.training.lora_r, spec.training.use_dora) == (3, True)
+
+
+def test_two_values_of_one_flag_are_an_error(folder):
+    data = ["--train-csv", "train.csv", "--val-csv", "val.csv"]
+    twice = ["--lora-r", "8", "--lora-r", "9", "--bf16", "--no-bf16", "--set", "engine.threads=1"]
+
+    with pytest.raises(SpecError) as caught:
+        load_spec(None, overrides(*data, *twice, "--set", "engine.threads=3"))
+
+    assert {fault.where for fault in caught.value.faults} == {"--lora-r", "--no-bf16", "--set engine.threads"}

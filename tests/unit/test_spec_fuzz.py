@@ -90,7 +90,11 @@ def test_any_bytes_are_a_spec_or_are_refused(folder, suffix, content):
 
 @quick
 @given(
-    st.dictionaries(st.sampled_from([f"setting.{path}" for path in settings()]), st.text(max_size=15), max_size=3),
+    st.dictionaries(
+        st.sampled_from([f"setting.{path}" for path in settings()]),
+        st.lists(st.text(max_size=15), max_size=2),
+        max_size=3,
+    ),
     st.lists(st.text(max_size=10) | st.tuples(names, st.text(max_size=8)).map("=".join), max_size=3),
 )
 def test_any_flags_are_a_spec_or_are_refused(folder, flags, assignments):

@@ -71,6 +71,8 @@ YAML_VALUES = {
     "lora_target_modules: [fc1, fc1]": ("lora_target_modules", ["fc1"]),
     "lora_target_modules: .*\\.fc1": ("lora_target_modules", ".*\\.fc1"),
     "lora_target_modules: all-linear": ("lora_target_modules", "all-linear"),
+    "lora_target_modules: '[fc1, \"fc2\"]'": ("lora_target_modules", ["fc1", "fc2"]),
+    "lora_rank_pattern: '{fc1: 4}'": ("lora_rank_pattern", {"fc1": 4}),
     "modules_to_save: embed_tokens": ("modules_to_save", ["embed_tokens"]),
     "lora_init: null": ("lora_init", True),
     "lora_init: 'true'": ("lora_init", True),
@@ -141,6 +143,24 @@ def test_local_paths_become_absolute_and_others_stay(folder, monkeypatch):
     assert spec.training.outdir == str(folder / "home" / "o")
     assert spec.storage.uri == str(folder / "runs")
     assert load(folder, DATA).spec.training.base_model == "openai/whisper-medium.en"
+
+
+def test_a_path_that_is_there_beside_the_spec_alone_is_said_to_be(folder):
+    (folder / "jobs" / "nano").mkdir(parents=True)
+    (folder / "jobs" / "data.csv").write_text("path,text\na.wav,hi\n")
+    (folder / "jobs" / "spec.yaml").write_text("base_model: nano\ntrain_csv: data.csv\nval_csv: gone.csv\n")
+
+    with pytest.raises(SpecError) as caught:
+        load_spec(Path("jobs/spec.yaml"))
+    note = "is there, but relative paths start at the current folder, not at the spec's"
+    told = {fault.where.rsplit(" ", 1)[-1]: fault.message for fault in caught.value.faults}
+    assert told["train_csv"].endswith(f"from the current folder on; jobs/data.csv {note}")
+    assert told["val_csv"].endswith("from the current folder on")
+    assert told["base_model"].endswith(f"give one such as 'openai/whisper-small'; jobs/nano {note}")
+    flags = [Override("training.train_csv", "data.csv", "--train-csv")]
+    with pytest.raises(SpecError) as caught:
+        load_spec(Path("jobs/spec.yaml"), flags)
+    assert note not in str(caught.value.faults[0]), "a flag's path has nothing to do with the spec's folder"
 
 
 @pytest.mark.setting("lora_target_modules", "lora_rank_pattern")
@@ -248,6 +268,27 @@ def test_place_and_patience_are_not_part_of_the_hash(folder):
 
     assert plain.sha256 == other.sha256
     assert load(folder, {"training": DATA | {"seed": 1}}).spec.sha256 != plain.sha256
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"kind": "evaluate", "evaluation": {"model": "openai/whisper-tiny", "csv": "val.csv"}},
+        {"kind": "export", "export": {"source": "s3://b/adapter"}, "evaluation": {"csv": "val.csv"}},
+    ],
+)
+def test_what_only_training_needs_is_pointed_out_in_other_jobs_and_not_part_of_their_hash(folder, job):
+    plain = load(folder, job)
+    loaded = load(folder, job | {"training": {"lora_r": 4, "epochs": 7, "use_dora": True, "bf16": False}})
+    one = load(folder, job | {"training": {"lr": 1e-4, "seed": 1}})
+
+    assert plain.advice == []
+    (line,) = loaded.advice
+    assert "training.epochs: has no effect with kind" in line
+    assert line.endswith(", which trains nothing, nor have lora_r, use_dora")
+    assert one.advice[0].endswith("nor has lr")
+    assert plain.spec.sha256 == one.spec.sha256 != loaded.spec.sha256
+    assert loaded.spec.sha256 == load(folder, job | {"training": {"bf16": False}}).spec.sha256
 
 
 def test_files_need_not_be_there_where_only_the_form_is_checked(tmp_path, monkeypatch):

@@ -215,6 +215,7 @@ def test_all_faults_are_told_at_once_with_csv_and_line(
 ) -> None:
     folder = data(tmp_path / "data")
     rows = [("clips/a.wav", "x"), ("clips/none.wav", "x"), ("clips", "x"), ("", "x"), ("clips/none.wav", "y")]
+    rows.append(("http://x/a.wav", "x"))
     write_csv(folder / "train.csv", rows)
     (folder / "val.csv").write_bytes(b"path,text\nclips/a.wav,ok\nclips/b.wav,\xff\n")
     (folder / "base").mkdir()
@@ -226,6 +227,7 @@ def test_all_faults_are_told_at_once_with_csv_and_line(
     assert f'{folder}/train.csv, line 4: "clips" is a folder' in text
     assert f"{folder}/train.csv, line 5: path is empty" in text
     assert f"{folder}/train.csv, line 6:" in text
+    assert f'{folder}/train.csv, line 7: "http://x/a.wav" is a URI of a kind that is not known; give a path' in text
     assert f"{folder}/val.csv, line 3: is not UTF-8 text" in text
     assert f"{folder}/none.csv: does not exist" in text
     assert "training.base_model" in text

@@ -18,6 +18,7 @@ from jobs.manifest.sources.table import SUFFIXES, TableSource, metadata_of
 from jobs.manifest.sources.trans_txt import TransTxtSource, has_trans_txt
 from service.errors import Fault, InputError
 from service.spec.manifests import AUTO
+from service.spec.paths import unknown_uri
 
 __all__ = ["DEFAULT_PATTERN", "SOURCES", "Source", "SourceOptions", "kind_of", "make_source"]
 
@@ -48,6 +49,8 @@ def kind_of(location: str) -> str:
     Raises:
         InputError: nothing is there, and it is no hub id.
     """
+    if problem := unknown_uri(location, "a folder, a table"):
+        raise InputError([Fault("SOURCE", problem, location)])
     path = Path(location)
     if path.is_file() or ("://" in location and path.suffix.lower() in SUFFIXES):
         if path.suffix.lower() not in SUFFIXES:

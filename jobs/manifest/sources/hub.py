@@ -10,8 +10,9 @@ from typing import Any
 from jobs.manifest.row import Reject, Row
 from jobs.manifest.rows import KNOWN, YES
 from jobs.manifest.sources.options import SourceOptions, language_code
-from jobs.manifest.sources.table import LANGUAGE_NAMES, PATH_NAMES, TEXT_NAMES, plain_text
+from jobs.manifest.sources.table import LANGUAGE_NAMES, plain_text
 from service.errors import Fault, InputError
+from service.spec.csv_header import PATH_NAMES, TEXT_NAMES
 
 AUDIO = "audio"
 """Folder below the manifests for audio that is inside a dataset's tables."""

@@ -14,15 +14,14 @@ from jobs.manifest.row import Reject, Row
 from jobs.manifest.rows import KNOWN, parse_optional, parse_segments
 from jobs.manifest.sources.options import SourceOptions, language_code
 from service.errors import Fault, InputError, ManifestError
-from service.spec.csv_header import NO_ROW, form_problem
+from service.spec.csv_header import NO_ROW, PATH_NAMES, TEXT_NAMES, form_problem
+from service.spec.utf8 import NOT_UTF8
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson"}
 
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 """Tables that stand in a folder with the audio that they are about."""
 
-PATH_NAMES = ("path", "audio", "file", "filename", "file_name", "audio_path", "audio_filepath", "audio_file", "wav")
-TEXT_NAMES = ("text", "sentence", "transcript", "transcription", "normalized_text")
 LANGUAGE_NAMES = ("language", "locale", "lang")
 DURATION_NAMES = ("duration_s", "duration")
 
@@ -78,7 +77,7 @@ class TableSource:
         except OSError as error:
             raise ManifestError([Fault(self._location, f"cannot be read ({error.strerror or error})")]) from error
         except UnicodeDecodeError as error:
-            raise ManifestError([Fault(self._location, "is not UTF-8 text; save the file as UTF-8")]) from error
+            raise ManifestError([Fault(self._location, NOT_UTF8)]) from error
 
     def _fields(self, file: Any) -> Iterator[Record]:
         # In TSV files of data sets a quote is a character like any other.
