@@ -132,7 +132,7 @@ class Layers:
         # All these layers have one input, the encoder's output, where it is neither cast nor dropped from.
         shares = of_audio and self.training.freeze_encoder and self.value == 4 and not self._drops
         inputs = 0 if shares else module.in_features
-        if of_audio and self.without_keys and not self._drops:
+        if of_audio and self.trials and not self._drops:
             inputs //= self.trials
         # Trials that train together take a DoRA's gain from keys and values to what is as long as the text.
         outputs = 0 if of_audio and self.trials else self.dora_outputs

@@ -65,8 +65,11 @@ AT_THE_SWITCHES = {
     "kept_audio.SplitAudio.__init__",
     "kept_audio.SplitAudio.read",
     "places.share_of_memory",
+    "causal_mask.plain_rows",
+    "causal_mask._wrapped.<locals>.create_causal_mask",
 }
-"""Functions of jobs/fast that ask whether they are switched off, and hand on to transformers and PEFT."""
+"""Functions of jobs/fast that ask whether they are switched off, and hand on to transformers and PEFT. (The causal mask
+is transformers' own in any case.)"""
 
 
 class Clips(torch.utils.data.Dataset):  # type: ignore[misc]

@@ -307,9 +307,9 @@ def test_a_build_that_was_killed_in_its_last_moment_is_made_again(clips: Path, t
 @pytest.mark.parametrize(
     ("out", "says"),
     [
-        ("file", '--out: "{}" is a file; give a folder'),
-        ("file/below", '--out: "{}" lies below {}, a file; give another folder'),
-        ("/proc/whisper-jobs", '--out: "{}" cannot be written (No such file or directory); give another folder'),
+        ("file", "is a file; give a folder"),
+        ("file/below", "lies below {}, a file; give another folder"),
+        ("/proc/whisper-jobs", "cannot be written (No such file or directory); give another folder"),
     ],
 )
 def test_an_out_that_cannot_be_written_is_refused_before_anything_is_decoded(
@@ -318,7 +318,9 @@ def test_an_out_that_cannot_be_written_is_refused_before_anything_is_decoded(
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError) as caught:
         build(clips, tmp_path / out, progress=no_row)
-    assert str(caught.value) == says.format(tmp_path / out, tmp_path / "file")
+    (fault,) = caught.value.faults
+    assert (fault.where, fault.value) == ("--out", str(tmp_path / out))
+    assert fault.message == says.format(tmp_path / "file")
 
 
 def test_a_full_or_read_only_disk_is_said_so_before_anything_is_decoded(clips: Path, tmp_path: Path) -> None:
