@@ -5,7 +5,7 @@
 # make test-faults  set up, then kill, stop, starve and fill up jobs at every moment (half an hour)
 # make test-cluster  set up, then take nodes, networks, heads and stores away from jobs on clusters (a quarter of an hour)
 # make image-test  set up, then build the image, look through it, and run a cluster of its containers (a quarter of an hour)
-# make bench   the fast engine beside Seq2SeqTrainer with PEFT: all ratios (eleven minutes)
+# make bench   the fast engine beside Seq2SeqTrainer with PEFT: all ratios (ten minutes)
 # make bench-export  memory and time of the merge beside PEFT's, at whisper-medium's size (10 GB of space; minutes)
 # make setup   only the environment
 
