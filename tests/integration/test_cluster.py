@@ -153,7 +153,7 @@ def test_workers_get_what_is_asked_for_and_a_gpu_only_where_there_is_one(joined:
         ({"workers": 8, "cpus_per_worker": 0.5}, None),
         ({"workers": 5}, "5 CPUs (there are 4)"),
         ({"workers": 2, "cpus_per_worker": 3}, "6 CPUs (there are 4)"),
-        ({"workers": 1, "gpus_per_worker": 1}, "1 GPUs (there are 0)"),
+        ({"workers": 1, "gpus_per_worker": 1}, "1 GPU (there are 0)"),
     ],
 )
 def test_what_does_not_fit_on_the_nodes_is_named(joined: bool, asked: dict[str, Any], missing: str | None) -> None:

@@ -125,7 +125,7 @@ def test_gpus_that_are_not_there_are_missed_by_name(tiny: Path, tones: Path, tmp
     gpus = ["--set", "resources.gpus_per_worker=1", "--set", "resources.wait_s=0"]
     finished = evaluate(tiny, tones / "val.csv", tmp_path / "run", cluster, *gpus)
     assert finished.code == 9
-    assert "1 GPUs (there are 0)" in finished.error()["error"]
+    assert "1 GPU (there are 0)" in finished.error()["error"]
 
 
 def test_a_cluster_that_does_not_answer_is_named(tiny: Path, tones: Path, tmp_path: Path) -> None:
