@@ -294,7 +294,7 @@ def test_failed_trials_are_told_and_too_many_end_the_search_which_goes_on_when_m
     found = Found(tmp_path / "root")
     error = submit(spec, tmp_path).error()
     assert error["exit_code"] == 3
-    assert "1 trials have failed (search.max_failures: 0); the last one: t001: training: the" in error["error"]
+    assert "1 trial has failed (search.max_failures: 0); the last one: t001: training: the" in error["error"]
     assert not (found.root / "manifest.json").exists()
     metrics = submit(spec, tmp_path, "--set", "search.max_failures=1").json()
     by_id = {trial["id"]: trial for trial in metrics["search"]["trials"]}

@@ -574,6 +574,6 @@ def test_a_dry_run_says_what_it_would_take_and_talks_to_nobody(spec_at: Callable
     assert planned["estimate"]["cost"] == pytest.approx(3 * planned["estimate"]["gpu_hours"])
     text = run(*words, "--dry-run", program=CLI, variables=nowhere)
     assert text.code == 0
-    assert re.search(r"workers +2, 1 GPUs each", text.stdout)
+    assert re.search(r"workers +2, 1 GPU each", text.stdout)
     assert re.search(r"GPU-hours +under 0\.1; under 0\.1 h by the clock", text.stdout)
     assert not (tmp_path / "runs").exists()
