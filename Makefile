@@ -1,5 +1,5 @@
 # make demo    set up, then run the main job on this machine: speech in, a better Whisper out
-# make demo-search  set up, then search for good settings with the data of the demo (six minutes)
+# make demo-search  set up, then search for good settings with the data of the demo (three minutes)
 # make test    set up, then lint, type-check and test
 # make test-jobs  set up, then the whole jobs that `make test` has no time for (ten minutes)
 # make test-faults  set up, then kill, stop, starve and fill up jobs at every moment (half an hour)
