@@ -25,7 +25,7 @@ POINTS = {
     "before a step": ("jobs.train.loop", "Trainer._step", "before"),
     "between gradients and optimizer": ("jobs.distributed", "sum_gradients", "after"),
     "after the optimizer": ("jobs.train.step_log", "StepLog.tell", "before"),
-    "in evaluation": ("jobs.transcribe", "generation_arguments", "before"),
+    "in evaluation": ("jobs.transcribe", "Greedy.__call__", "before"),
     "after the adapter of a checkpoint": ("jobs.train.checkpoint", "save_adapter", "after"),
     "before the seal of a checkpoint": ("jobs.train.store", "seal", "before"),
     "before the renaming of a checkpoint": ("jobs.train.store", "seal", "after"),
