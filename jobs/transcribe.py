@@ -19,6 +19,7 @@ from jobs.fast.encoder_outputs import Heard, SplitOutputs
 from jobs.fast.fold import folded
 from jobs.fast.greedy import Rules, decode, why_not
 from jobs.fast.log_mel import LogMel
+from jobs.halves import in_halves
 from jobs.model import whisper_of
 from jobs.tokens import Prompter
 from jobs.train.step import encode_by, encoder_output
@@ -183,18 +184,11 @@ class Greedy(Listener):
     def __call__(self, clips: Chunk) -> list[list[int]]:
         """See Listener."""
         audio_BPD = encoder_output(self._model, clips.features_BMF, clips.heard)
-        return self._decode(audio_BPD, self._prompts(clips.languages))
-
-    def _decode(self, audio_BPD: Tensor, prompts_BT: Tensor) -> list[list[int]]:
-        """All clips at once or, where memory is short, in halves."""
-        try:
-            return decode(self._model, audio_BPD, prompts_BT, self._rules)
-        except torch.OutOfMemoryError:
-            if len(audio_BPD) == 1:
-                raise
-        torch.cuda.empty_cache()
-        half = len(audio_BPD) // 2
-        return self._decode(audio_BPD[:half], prompts_BT[:half]) + self._decode(audio_BPD[half:], prompts_BT[half:])
+        prompts_BT = self._prompts(clips.languages)
+        parts = in_halves(
+            lambda part: decode(self._model, audio_BPD[part], prompts_BT[part], self._rules), slice(0, len(audio_BPD))
+        )
+        return [tokens for found in parts for tokens in found]
 
 
 class Prompts:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from jobs.adapter import trainable_parameters
+from jobs.batches import Batch
+from jobs.train.step import forward_loss
 
 
 def linears(
@@ -61,6 +63,38 @@ def all_of(model: Any, x: Tensor, call: Callable[[Any, Tensor], Tensor] | None =
     found = gradients(model, loss)
     assert x.grad is not None
     return found | {"output": output.detach(), "input": x.grad}
+
+
+def step_of(model: Any, batch: Batch, *, freeze_encoder: bool) -> dict[str, Tensor]:
+    """Gradients and loss of a training step, and the gradient of the features if the encoder has any; what is dropped
+    is the same in each."""
+    batch.features_BMF.requires_grad_(not freeze_encoder)
+    torch.manual_seed(1)
+    loss = forward_loss(model.train(), batch, torch.device("cpu"), freeze_encoder=freeze_encoder)
+    found = gradients(model, loss) | {"loss": loss.detach()}
+    if not freeze_encoder:
+        assert batch.features_BMF.grad is not None
+        found["input"] = batch.features_BMF.grad
+    batch.features_BMF.grad = None
+    return found
+
+
+def assert_alike_on_a_gpu(made: Callable[[bool], Any], batch: Batch) -> None:
+    """Two ways to compute have the same gradients and loss there, in float32 and, less closely, in bfloat16.
+
+    Args:
+        made: makes the model that computes fast, or that does not, there.
+        batch: what it is trained on.
+    """
+    device = torch.device("cuda")
+    for precise, bound in ((True, 1e-4), (False, 5e-2)):
+        found = []
+        for fast in (False, True):
+            model = made(fast).train()
+            with torch.autocast("cuda", torch.bfloat16, enabled=not precise):
+                loss = forward_loss(model, batch, device, freeze_encoder=False)
+            found.append(gradients(model, loss) | {"loss": loss.detach()})
+        assert_close(found[1], found[0], bound)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from jobs.batches import Batch
 from jobs.fast.causal_mask import plain_rows
 from jobs.fast.encoder_outputs import Encode, Heard
 from jobs.fast.loss import is_plain_head, token_losses
+from jobs.halves import in_halves
 from jobs.model import whisper_of
 from jobs.tokens import IGNORE
 
@@ -89,21 +89,11 @@ def _encode(encoder: Any, features_BMF: Tensor) -> Tensor:
     was_training = encoder.training
     encoder.eval()
     with torch.no_grad():
-        hidden_BPD = _in_halves(lambda some_BMF: encoder(some_BMF).last_hidden_state, features_BMF)
+        parts: list[Tensor] = in_halves(
+            lambda part: encoder(features_BMF[part]).last_hidden_state, slice(0, len(features_BMF))
+        )
     encoder.train(was_training)
-    return hidden_BPD
-
-
-def _in_halves(compute: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
-    """All clips at once or, where memory is short, in halves."""
-    try:
-        return compute(clips)
-    except torch.OutOfMemoryError:
-        if len(clips) == 1:
-            raise
-    torch.cuda.empty_cache()
-    half = len(clips) // 2
-    return torch.cat([_in_halves(compute, part) for part in (clips[:half], clips[half:])])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def encoder_of(model: Any) -> Any:

@@ -43,7 +43,7 @@ class Difference:
     @property
     def is_clear(self) -> bool:
         """Whether the interval leaves out 0."""
-        return self.bounds[0] > 0 or self.bounds[1] < 0
+        return _leaves_out_0(self.bounds)
 
     def as_dict(self) -> dict[str, Any]:
         """As metrics.json has it."""
@@ -54,7 +54,7 @@ def in_words(found: dict[str, Any]) -> str:
     """What `Difference.as_dict` gave: `-4.0 points of WER (95 % interval -6.1 to -1.9, paired by clip)`, and whether
     that may be chance."""
     low, high = found["wer_interval"]
-    chance = "" if low > 0 or high < 0 else ", which may be chance"
+    chance = "" if _leaves_out_0((low, high)) else ", which may be chance"
     return (
         f"{points(found['wer'])} points of WER (95 % interval {points(low)} to {points(high)}, paired by clip){chance}"
     )
@@ -85,6 +85,10 @@ def difference(pairs: Sequence[tuple[Line, Line]], seed: int = 0) -> Difference 
         better=sum(new.errors < old.errors for old, new in pairs),
         worse=sum(new.errors > old.errors for old, new in pairs),
     )
+
+
+def _leaves_out_0(bounds: tuple[float, float]) -> bool:
+    return bounds[0] > 0 or bounds[1] < 0
 
 
 Edits = Sequence[tuple[int, int]]

@@ -11,7 +11,7 @@ import layers
 import pytest
 import torch
 from engine import Run, batch_of, fill_adapters, job, logits_of, saved_adapter, watched
-from layers import all_of, assert_close, gradients, relative
+from layers import all_of, assert_alike_on_a_gpu, assert_close, gradients, relative, step_of
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.dora import DoraLinearLayer
 from torch import Tensor
@@ -98,18 +98,10 @@ class TestTheMathematics:
         theirs, ours = dora(tiny, **settings), dora(tiny, **settings)
         fast = speed_up(ours)
         assert len(fast) == (20 if freeze_encoder else 32)
-        batch, found = batch_of(tiny, tones / "train.csv", 4), []
+        batch = batch_of(tiny, tones / "train.csv", 4)
         if checkpointing:
             ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for model in (theirs, ours):
-            batch.features_BMF.requires_grad_(not freeze_encoder)
-            loss = forward_loss(model.train(), batch, CPU, freeze_encoder=freeze_encoder)
-            each = gradients(model, loss) | {"loss": loss.detach()}
-            if not freeze_encoder:
-                assert batch.features_BMF.grad is not None
-                each["input"] = batch.features_BMF.grad
-            found.append(each)
-            batch.features_BMF.grad = None
+        found = [step_of(model, batch, freeze_encoder=freeze_encoder) for model in (theirs, ours)]
         assert_close(found[1], found[0], 1e-5)
 
     @pytest.mark.parametrize("which", ["nano", "tiny"])
@@ -418,17 +410,12 @@ class TestPrecision:
 
     @pytest.mark.gpu
     def test_on_a_gpu_it_is_peft_too(self, tiny: Path, tones: Path) -> None:
-        device = torch.device("cuda")
-        batch = batch_of(tiny, tones / "train.csv", 4)
-        for precise, bound in ((True, 1e-4), (False, 5e-2)):
-            found = []
-            for fast in (False, True):
-                model = dora(tiny).to(device).train()
-                assert len(speed_up(model, fast=fast)) == 32 * fast
-                with torch.autocast("cuda", torch.bfloat16, enabled=not precise):
-                    loss = forward_loss(model, batch, device, freeze_encoder=False)
-                found.append(gradients(model, loss) | {"loss": loss.detach()})
-            assert_close(found[1], found[0], bound)
+        def made(fast: bool) -> Any:
+            model = dora(tiny).to("cuda")
+            assert len(speed_up(model, fast=fast)) == 32 * fast
+            return model
+
+        assert_alike_on_a_gpu(made, batch_of(tiny, tones / "train.csv", 4))
 
 
 class TestTheRestIsPefts:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from engine import Run, batch_of, fill_adapters, job, logits_of, watched
-from layers import all_of, assert_close, gradients, linears, relative
+from layers import all_of, assert_alike_on_a_gpu, assert_close, gradients, linears, relative, step_of
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
 from torch import Tensor
@@ -18,7 +18,6 @@ from transformers import WhisperForConditionalGeneration
 
 from jobs.adapter import ADAPTER_NAME, attach, lora_layers, trainable_parameters
 from jobs.fast.lora import speed_up
-from jobs.train.step import forward_loss
 from service.spec.job import JobSpec
 from service.spec.training import TrainingConfig
 
@@ -128,19 +127,10 @@ class TestTheMathematics:
         settings = {"freeze_encoder": freeze_encoder, "lora_rank_pattern": RANKS, "lora_dropout": dropout}
         theirs, ours = lora(tiny, **settings), lora(tiny, **settings)
         assert speed_up(ours) == (20 if freeze_encoder else 32)
-        batch, found = batch_of(tiny, tones / "train.csv", 4), []
+        batch = batch_of(tiny, tones / "train.csv", 4)
         if checkpointing:
             ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for model in (theirs, ours):
-            batch.features_BMF.requires_grad_(not freeze_encoder)
-            torch.manual_seed(1)
-            loss = forward_loss(model.train(), batch, CPU, freeze_encoder=freeze_encoder)
-            each = gradients(model, loss) | {"loss": loss.detach()}
-            if not freeze_encoder:
-                assert batch.features_BMF.grad is not None
-                each["input"] = batch.features_BMF.grad
-            found.append(each)
-            batch.features_BMF.grad = None
+        found = [step_of(model, batch, freeze_encoder=freeze_encoder) for model in (theirs, ours)]
         assert_close(found[1], found[0], 1e-5)
 
     def test_a_short_training_learns_what_it_learns_with_peft(self, tiny: Path, tones: Path, tmp_path: Path) -> None:
@@ -204,17 +194,12 @@ class TestPrecision:
 
     @pytest.mark.gpu
     def test_on_a_gpu_it_is_peft_too(self, tiny: Path, tones: Path) -> None:
-        device = torch.device("cuda")
-        batch = batch_of(tiny, tones / "train.csv", 4)
-        for precise, bound in ((True, 1e-4), (False, 5e-2)):
-            found = []
-            for fast in (False, True):
-                model = lora(tiny).to(device).train()
-                assert speed_up(model, fast=fast) == 32 * fast
-                with torch.autocast("cuda", torch.bfloat16, enabled=not precise):
-                    loss = forward_loss(model, batch, device, freeze_encoder=False)
-                found.append(gradients(model, loss) | {"loss": loss.detach()})
-            assert_close(found[1], found[0], bound)
+        def made(fast: bool) -> Any:
+            model = lora(tiny).to("cuda")
+            assert speed_up(model, fast=fast) == 32 * fast
+            return model
+
+        assert_alike_on_a_gpu(made, batch_of(tiny, tones / "train.csv", 4))
 
 
 class TestTheRestIsPefts:
